@@ -1,0 +1,205 @@
+"""The manifest: the plan of a bundle as data, and the digests of its files.
+
+What the runtime charges, runs and answers from is all in here. Written by `writer.py`, checked by `reader.py`.
+Unknown fields are an error: a manifest with fields of a newer format has a newer version number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import pydantic
+
+from ...errors import BundleIntegrityError, BundleVersionError
+from ...models.config import DecoderConfig, EncoderConfig, config_from_json, config_to_json
+from ..configuration import Configuration
+from ..target import Target
+
+__all__ = [
+    "FORMAT_VERSION",
+    "FileEntry",
+    "KVPlan",
+    "Manifest",
+    "ModelEntry",
+    "ProgramEntry",
+    "Sampling",
+    "TierBudget",
+]
+
+FORMAT_VERSION = 1
+
+_STRICT = pydantic.ConfigDict(extra="forbid")
+
+Capability: TypeAlias = Literal["chat", "completion", "embedding", "sparse_embedding"]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and digests of one file of the bundle."""
+
+    __pydantic_config__ = _STRICT
+
+    size_bytes: int
+    sha256: str  # of the whole file
+    chunk_sha256: tuple[str, ...]  # of each CHUNK_BYTES of it, the last one shorter
+
+
+@dataclass(frozen=True)
+class KVPlan:
+    """The KV pool of a decoder: blocks of tokens, one array per layer."""
+
+    __pydantic_config__ = _STRICT
+
+    block_tokens: int
+    num_blocks: int
+    bytes_per_token: int  # K and V of all layers
+    dtype: str
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of the whole pool."""
+        return self.block_tokens * self.num_blocks * self.bytes_per_token
+
+
+@dataclass(frozen=True)
+class ProgramEntry:
+    """One exported program and what it costs to run."""
+
+    __pydantic_config__ = _STRICT
+
+    configuration: Configuration
+    file: str
+    flops: int  # of one step, as traced
+    temporary_bytes: int  # XLA's buffer assignment on the machine that made the bundle
+    output_bytes: int  # results that are not donated arguments
+    predicted_temporary_bytes: int  # from the graph's live ranges, before compilation
+    donated: tuple[int, ...]  # positions of the arguments that the program may overwrite
+    step_seconds: float  # measured when the bundle was made
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A model's own defaults, used where a request says nothing."""
+
+    __pydantic_config__ = _STRICT
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the bundle."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    aliases: tuple[str, ...]
+    source: str  # as written in the bundle file
+    capabilities: tuple[Capability, ...]
+    architecture: dict[str, str | int | float | bool | None]  # `models.config.config_to_json`
+    dtype: str  # of the weights
+    sequence: int  # longest context in tokens
+    batch: int  # most sequences at once
+    pin: Literal["hbm", "ddr"] | None  # tier the model never leaves
+    weights: str  # safetensors file
+    weights_bytes: int
+    kv: KVPlan | None
+    programs: tuple[ProgramEntry, ...]
+    tokenizer: str  # tokenizer.json
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    eos_token_ids: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def config(self) -> DecoderConfig | EncoderConfig:
+        """The architecture as a configuration."""
+        return config_from_json(dict(self.architecture))
+
+    @staticmethod
+    def architecture_of(config: DecoderConfig | EncoderConfig) -> dict[str, str | int | float | bool | None]:
+        """The JSON form of a configuration that `config` reads back."""
+        return config_to_json(config)  # type: ignore[return-value]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV pool; 0 for an encoder."""
+        return self.kv.pool_bytes if self.kv else 0
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Most bytes that any one step needs beside weights and KV: temporaries and results."""
+        return max(program.temporary_bytes + program.output_bytes for program in self.programs)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes in hbm while the model is hot, without the workspace, which co-resident models share."""
+        return self.weights_bytes + self.kv_bytes
+
+
+@dataclass(frozen=True)
+class TierBudget:
+    """Bytes that the bundle may use of each tier."""
+
+    __pydantic_config__ = _STRICT
+
+    hbm: int
+    ddr: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle but the bytes of its files."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    target: Target
+    budget: TierBudget
+    models: tuple[ModelEntry, ...]
+    files: dict[str, FileEntry]  # by path relative to the bundle, with "/" between parts
+    versions: dict[str, str]  # of plait, jax and jaxlib that made it
+    workflows: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    traffic: dict[str, float] | str | None = None  # requests per second by model, or the path of a trace
+    format: Literal["plait-bundle"] = "plait-bundle"
+    version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Returns the manifest as JSON text, stable for equal content."""
+        return _ADAPTER.dump_json(self, indent=1).decode() + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Manifest:
+        """Reads a manifest.
+
+        Raises:
+            BundleVersionError: if it is in a newer format.
+            BundleIntegrityError: if it is no manifest at all, or not a well-formed one.
+        """
+        try:
+            header = _HEADER.validate_json(text)
+        except pydantic.ValidationError:
+            raise BundleIntegrityError("manifest.json is damaged: it is not a plait bundle manifest") from None
+        if header.version > FORMAT_VERSION:
+            raise BundleVersionError(
+                f"bundle has format version {header.version}, this plait reads up to {FORMAT_VERSION}; upgrade plait"
+            )
+        try:
+            return _ADAPTER.validate_json(text)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BundleIntegrityError(f"manifest.json is damaged: {where}: {first['msg']}") from None
+
+
+@dataclass(frozen=True)
+class _Header:
+    format: Literal["plait-bundle"]
+    version: int
+
+
+_ADAPTER = pydantic.TypeAdapter(Manifest)
+_HEADER = pydantic.TypeAdapter(_Header)

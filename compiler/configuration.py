@@ -1,0 +1,63 @@
+"""Configurations: the unit that is compiled, and which of them a model needs.
+
+A configuration fixes every shape of one program: (model, phase, sequences at once, new tokens, context). `configurations`
+lays out the buckets of a model: powers of two of the batch for decode, and few, coarse token buckets, since every bucket
+costs compile time, load time and a program in memory, while padding costs at most a factor of four on short inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ..models.config import DecoderConfig, EncoderConfig, ModelConfig
+
+__all__ = ["BLOCK_TOKENS", "Configuration", "Phase", "configurations", "ladder"]
+
+Phase: TypeAlias = Literal["prefill", "decode", "embed"]
+
+BLOCK_TOKENS = 16  # tokens of one KV block
+PREFILL_CHUNKS = (16, 64)  # new tokens of a prefill step; a longer prompt takes several
+_MIN_EMBED_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The shapes of one program of one model."""
+
+    phase: Phase
+    batch: int  # sequences at once
+    new_tokens: int  # tokens of each sequence that this step computes
+    context: int  # longest sequence the step can see, new tokens included
+
+    @property
+    def id(self) -> str:
+        """Name within its model, e.g. `decode-b8-t1-c2048`."""
+        return f"{self.phase}-b{self.batch}-t{self.new_tokens}-c{self.context}"
+
+
+def ladder(smallest: int, largest: int, factor: int) -> tuple[int, ...]:
+    """Returns smallest, smallest * factor, ... up to and including `largest`."""
+    steps = []
+    step = smallest
+    while step < largest:
+        steps.append(step)
+        step *= factor
+    return (*steps, largest)
+
+
+def configurations(config: ModelConfig, *, sequence: int, batch: int) -> tuple[Configuration, ...]:
+    """Returns the configurations that serve a model, the most needed first.
+
+    Args:
+        config: The model's architecture.
+        sequence: Longest context in tokens.
+        batch: Most sequences at once.
+    """
+    if isinstance(config, DecoderConfig):
+        prefills = [Configuration("prefill", 1, min(chunk, sequence), sequence) for chunk in PREFILL_CHUNKS]
+        decodes = [Configuration("decode", size, 1, sequence) for size in ladder(1, batch, 2)]
+        return tuple(dict.fromkeys([*prefills, *decodes]))
+    assert isinstance(config, EncoderConfig)
+    lengths = ladder(min(_MIN_EMBED_TOKENS, sequence), sequence, 4)
+    return tuple(Configuration("embed", size, length, length) for size in ladder(1, batch, 4) for length in lengths)

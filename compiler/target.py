@@ -1,0 +1,116 @@
+"""Targets: what a machine can hold and how fast it moves and computes, as one TOML file each.
+
+`load_target` takes a name from `plait targets` or the path of a TOML file of one's own. The same kind of file
+describes a laptop and a rack; `plait calibrate` writes one for this machine.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from ..errors import TargetError
+
+__all__ = ["Compute", "Link", "Target", "Tier", "load_target", "target_names"]
+
+_STRICT = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One memory tier."""
+
+    __pydantic_config__ = _STRICT
+
+    capacity_bytes: int
+    bandwidth_bytes_per_s: float  # as compute reads it
+    memory_kind: str | None = None  # JAX's name for it; None where JAX does not run
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way for bytes between two tiers."""
+
+    __pydantic_config__ = _STRICT
+
+    bandwidth_bytes_per_s: float
+    latency_seconds: float = 0.0
+    pace: bool = False  # delay copies so that they take what this link would take
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What one device computes."""
+
+    __pydantic_config__ = _STRICT
+
+    flops_per_s: dict[str, float]  # peak by dtype
+    launch_seconds: float = 0.0  # fixed cost of one step
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine, or a virtual one.
+
+    `kind` says how programs meet memory: "unified" has one tier, in which weights alias mapped files; "tiered" keeps
+    hbm and ddr apart and copies between them.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    description: str
+    kind: Literal["unified", "tiered"]
+    num_devices: int
+    compute: Compute
+    tiers: dict[str, Tier]  # "hbm", and "ddr" where the target is tiered
+    links: dict[str, Link]  # "ddr->hbm", "disk->ddr", "disk->hbm"
+    source: str  # where the numbers are from
+
+    def link(self, source: str, destination: str) -> Link:
+        """Returns the link between two tiers.
+
+        Raises:
+            TargetError: if the target has none.
+        """
+        try:
+            return self.links[f"{source}->{destination}"]
+        except KeyError:
+            raise TargetError(f"target {self.name!r} has no link {source}->{destination}") from None
+
+
+_ADAPTER = pydantic.TypeAdapter(Target)
+
+
+def target_names() -> tuple[str, ...]:
+    """Returns the names of the targets that come with plait, sorted."""
+    files = (resources.files(__package__) / "targets").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Returns a target by name, or from a TOML file.
+
+    Raises:
+        TargetError: if there is none of that name, or the file is malformed.
+    """
+    if str(name_or_path) in target_names():
+        text = (resources.files(__package__) / "targets" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise TargetError(f"unknown target {str(name_or_path)!r}; known: {', '.join(target_names())}, or a TOML file")
+        text = path.read_text(encoding="utf-8")
+    try:
+        return _ADAPTER.validate_python(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise TargetError(f"target {str(name_or_path)!r} is not TOML: {error}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise TargetError(f"target {str(name_or_path)!r}: {where}: {first['msg']}") from None
