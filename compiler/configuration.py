@@ -1,8 +1,8 @@
 """Configurations: the unit that is compiled, and which of them a model needs.
 
-A configuration fixes every shape of one program: (model, phase, sequences at once, new tokens, context). `configurations`
-lays out the buckets of a model: powers of two of the batch for decode, and few, coarse token buckets, since every bucket
-costs compile time, load time and a program in memory, while padding costs at most a factor of four on short inputs.
+A configuration fixes every shape of one program: (model, phase, sequences at once, new tokens, context).
+`configurations` lays out the buckets of a model: powers of two of the batch for decode, and few, coarse token buckets,
+since every bucket costs compile time, load time and a program in memory, while padding costs a factor of four at most.
 """
 
 from __future__ import annotations

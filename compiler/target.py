@@ -15,6 +15,7 @@ from typing import Literal
 import pydantic
 
 from ..errors import TargetError
+from . import targets
 
 __all__ = ["Compute", "Link", "Target", "Tier", "load_target", "target_names"]
 
@@ -89,7 +90,7 @@ _ADAPTER = pydantic.TypeAdapter(Target)
 
 def target_names() -> tuple[str, ...]:
     """Returns the names of the targets that come with plait, sorted."""
-    files = (resources.files(__package__) / "targets").iterdir()
+    files = resources.files(targets).iterdir()
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
@@ -100,11 +101,12 @@ def load_target(name_or_path: str | Path) -> Target:
         TargetError: if there is none of that name, or the file is malformed.
     """
     if str(name_or_path) in target_names():
-        text = (resources.files(__package__) / "targets" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        text = (resources.files(targets) / f"{name_or_path}.toml").read_text(encoding="utf-8")
     else:
         path = Path(name_or_path)
         if not path.is_file():
-            raise TargetError(f"unknown target {str(name_or_path)!r}; known: {', '.join(target_names())}, or a TOML file")
+            known = ", ".join(target_names())
+            raise TargetError(f"unknown target {str(name_or_path)!r}; known: {known}, or the path of a TOML file")
         text = path.read_text(encoding="utf-8")
     try:
         return _ADAPTER.validate_python(tomllib.loads(text))

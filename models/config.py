@@ -13,7 +13,7 @@ from ..errors import ConfigurationError
 
 __all__ = ["DecoderConfig", "EncoderConfig", "ModelConfig", "config_from_json", "config_to_json"]
 
-Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
 @dataclass(frozen=True)

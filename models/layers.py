@@ -24,10 +24,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 __all__ = [
-    "MakeParameter",
     "Embedding",
     "LayerNorm",
     "Linear",
+    "MakeParameter",
     "RMSNorm",
     "abstract_parameter",
     "attention",
@@ -99,7 +99,7 @@ def linear(x: Float[Array, "... in"], weight: Float[Array, "out in"], *bias: Flo
 
 
 @_named_op
-def embedding(ids: Int[Array, "..."], table: Float[Array, "vocab hidden"]) -> Array:
+def embedding(ids: Int[Array, ...], table: Float[Array, "vocab hidden"]) -> Array:
     """Returns the rows of `table` for `ids`, [..., hidden]."""
     return table[ids]
 
@@ -175,7 +175,7 @@ def self_attention(
     *,
     scale: float,
 ) -> Array:
-    """Bidirectional attention within each sequence, [batch, seq, heads, size]; tokens from `lengths[b]` on are unseen."""
+    """Bidirectional attention within each sequence, [batch, seq, heads, size]; padding from `lengths[b]` on is unseen."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", query.astype(jnp.float32) * scale, key.astype(jnp.float32))
     visible = jnp.arange(key.shape[1]) < lengths[:, None]
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e30), axis=-1)

@@ -82,7 +82,11 @@ class Llama(nnx.Module):
         self.head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, make)
 
     def __call__(
-        self, tokens: Int[Array, "batch new"], start: Int[Array, " batch"], lengths: Int[Array, " batch"], cache: KVCache
+        self,
+        tokens: Int[Array, "batch new"],
+        start: Int[Array, " batch"],
+        lengths: Int[Array, " batch"],
+        cache: KVCache,
     ) -> tuple[Float[Array, "batch vocab"], KVCache]:
         """Runs new tokens through the model.
 
