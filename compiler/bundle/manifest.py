@@ -1,17 +1,19 @@
 """The manifest: the plan of a bundle as data, and the digests of its files.
 
-What the runtime charges, runs and answers from is all in here. Written by `writer.py`, checked by `reader.py`.
-Unknown fields are an error: a manifest with fields of a newer format has a newer version number.
+What the runtime charges, runs and answers from is all in here. Written by `writer.py`, read by `reader.py`; the types
+below bound every number, and `consistency.py` checks that the parts agree. Unknown fields are an error: a manifest with
+fields of a newer format has a newer version number.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import pydantic
+from pydantic import NonNegativeInt, PositiveInt
 
-from ...errors import BundleIntegrityError, BundleVersionError
+from ...errors import BundleIntegrityError, BundleVersionError, ModelNotFoundError
 from ...models.config import DecoderConfig, EncoderConfig, config_from_json, config_to_json
 from ..configuration import Configuration
 from ..target import Target
@@ -32,6 +34,9 @@ FORMAT_VERSION = 1
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
 Capability: TypeAlias = Literal["chat", "completion", "embedding", "sparse_embedding"]
+Sha256: TypeAlias = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Amount: TypeAlias = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Name: TypeAlias = Annotated[str, pydantic.StringConstraints(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class FileEntry:
 
     __pydantic_config__ = _STRICT
 
-    size_bytes: int
-    sha256: str  # of the whole file
-    chunk_sha256: tuple[str, ...]  # of each CHUNK_BYTES of it, the last one shorter
+    size_bytes: NonNegativeInt
+    sha256: Sha256  # of the whole file
+    chunk_sha256: tuple[Sha256, ...]  # of each CHUNK_BYTES of it, the last one shorter
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,9 @@ class KVPlan:
 
     __pydantic_config__ = _STRICT
 
-    block_tokens: int
-    num_blocks: int
-    bytes_per_token: int  # K and V of all layers
+    block_tokens: PositiveInt
+    num_blocks: PositiveInt
+    bytes_per_token: PositiveInt  # K and V of all layers
     dtype: str
 
     @property
@@ -70,12 +75,12 @@ class ProgramEntry:
 
     configuration: Configuration
     file: str
-    flops: int  # of one step, as traced
-    temporary_bytes: int  # XLA's buffer assignment on the machine that made the bundle
-    output_bytes: int  # results that are not donated arguments
-    predicted_temporary_bytes: int  # from the graph's live ranges, before compilation
-    donated: tuple[int, ...]  # positions of the arguments that the program may overwrite
-    step_seconds: float  # measured when the bundle was made
+    flops: NonNegativeInt  # of one step, as traced
+    temporary_bytes: NonNegativeInt  # XLA's buffer assignment on the machine that made the bundle
+    output_bytes: NonNegativeInt  # results that are not donated arguments
+    predicted_temporary_bytes: NonNegativeInt  # from the graph's live ranges, before compilation
+    donated: tuple[NonNegativeInt, ...]  # positions of the arguments that the program may overwrite
+    step_seconds: Amount  # measured when the bundle was made
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class Sampling:
 
     __pydantic_config__ = _STRICT
 
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: Amount = 1.0
+    top_p: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,24 +99,24 @@ class ModelEntry:
 
     __pydantic_config__ = _STRICT
 
-    name: str
-    aliases: tuple[str, ...]
+    name: Name
+    aliases: tuple[Name, ...]
     source: str  # as written in the bundle file
     capabilities: tuple[Capability, ...]
     architecture: dict[str, str | int | float | bool | None]  # `models.config.config_to_json`
     dtype: str  # of the weights
-    sequence: int  # longest context in tokens
-    batch: int  # most sequences at once
+    sequence: PositiveInt  # longest context in tokens
+    batch: PositiveInt  # most sequences at once
     pin: Literal["hbm", "ddr"] | None  # tier the model never leaves
     weights: str  # safetensors file
-    weights_bytes: int
+    weights_bytes: PositiveInt
     kv: KVPlan | None
-    programs: tuple[ProgramEntry, ...]
+    programs: Annotated[tuple[ProgramEntry, ...], pydantic.Field(min_length=1)]
     tokenizer: str  # tokenizer.json
     chat_template: str | None
     bos_token: str | None
     eos_token: str | None
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[NonNegativeInt, ...]
     sampling: Sampling = field(default_factory=Sampling)
 
     @property
@@ -146,8 +151,8 @@ class TierBudget:
 
     __pydantic_config__ = _STRICT
 
-    hbm: int
-    ddr: int
+    hbm: PositiveInt
+    ddr: NonNegativeInt
 
 
 @dataclass(frozen=True)
@@ -156,16 +161,28 @@ class Manifest:
 
     __pydantic_config__ = _STRICT
 
-    name: str
+    name: Name
     target: Target
     budget: TierBudget
     models: tuple[ModelEntry, ...]
     files: dict[str, FileEntry]  # by path relative to the bundle, with "/" between parts
     versions: dict[str, str]  # of plait, jax and jaxlib that made it
     workflows: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    traffic: dict[str, float] | str | None = None  # requests per second by model, or the path of a trace
+    traffic: dict[str, Amount] | str | None = None  # requests per second by model, or the path of a trace
     format: Literal["plait-bundle"] = "plait-bundle"
-    version: int = FORMAT_VERSION
+    version: PositiveInt = FORMAT_VERSION
+
+    def model(self, name: str) -> ModelEntry:
+        """Returns the model of that name or alias.
+
+        Raises:
+            ModelNotFoundError: if the bundle has none; the message lists those it has.
+        """
+        for model in self.models:
+            if name == model.name or name in model.aliases:
+                return model
+        known = ", ".join(model.name for model in self.models)
+        raise ModelNotFoundError(f"bundle {self.name!r} has no model {name!r}; it has: {known}")
 
     def to_json(self) -> str:
         """Returns the manifest as JSON text, stable for equal content."""
@@ -180,7 +197,7 @@ class Manifest:
             BundleIntegrityError: if it is no manifest at all, or not a well-formed one.
         """
         try:
-            header = _HEADER.validate_json(text)
+            header = _HEADER.validate_json(text, strict=True)
         except pydantic.ValidationError:
             raise BundleIntegrityError("manifest.json is damaged: it is not a plait bundle manifest") from None
         if header.version > FORMAT_VERSION:
@@ -188,7 +205,7 @@ class Manifest:
                 f"bundle has format version {header.version}, this plait reads up to {FORMAT_VERSION}; upgrade plait"
             )
         try:
-            return _ADAPTER.validate_json(text)
+            return _ADAPTER.validate_json(text, strict=True)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
