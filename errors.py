@@ -16,6 +16,7 @@
         ├── InvalidRequestError       400: a parameter is wrong or unsupported
         ├── ContextLengthError        400: prompt and answer do not fit the context
         ├── ModelNotFoundError        404
+        ├── RequestTimeoutError       408
         ├── QueueFullError            429
         └── ShuttingDownError         503
 
@@ -42,6 +43,7 @@ __all__ = [
     "PullError",
     "QueueFullError",
     "RequestError",
+    "RequestTimeoutError",
     "ShuttingDownError",
     "TargetError",
     "UnsupportedModelError",
@@ -162,6 +164,14 @@ class ModelNotFoundError(RequestError):
 
     status = 404
     default_code = "model_not_found"
+
+
+class RequestTimeoutError(RequestError):
+    """408: the request waited longer than the runtime lets requests wait."""
+
+    status = 408
+    type = "timeout_error"
+    default_code = "request_timeout"
 
 
 class QueueFullError(RequestError):

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["EmbedResult", "FinishReason", "ModelStatus", "Piece", "SamplingParams", "Usage"]
+__all__ = ["EmbedResult", "FinishReason", "ModelStatus", "Piece", "Residency", "SamplingParams", "Usage"]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]

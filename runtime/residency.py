@@ -1,0 +1,182 @@
+"""Which model is in which tier, and what that costs in bytes.
+
+The charges are the plan's: a model in hbm costs its weights and its KV pool, and the co-resident models share one
+workspace, the largest any of them needs, for one step runs at a time. A model in ddr costs its weights. The budget
+holds at every moment: bytes are charged when a transfer begins, not when it ends.
+
+Eviction is least recently used first, among those the scheduler allows. Weights are read-only, so evicting is
+dropping: the copy below stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..compiler.bundle.manifest import ModelEntry, TierBudget
+from ..errors import DoesNotFitError
+from .events import TierName
+from .request import Residency
+
+__all__ = ["ResidencyManager", "check_budget", "hbm_bytes"]
+
+
+def hbm_bytes(models: Iterable[ModelEntry]) -> int:
+    """Returns the bytes that these models need in hbm together: weights, KV pools and one shared workspace."""
+    chosen = list(models)
+    workspace = max((model.workspace_bytes for model in chosen), default=0)
+    return sum(model.resident_bytes for model in chosen) + workspace
+
+
+def check_budget(models: Sequence[ModelEntry], budget: TierBudget, *, tiered: bool) -> None:
+    """Checks that every model can be hot beside the pinned ones, and that ddr holds those that must be there.
+
+    Raises:
+        DoesNotFitError: naming the first model that does not fit.
+    """
+    pinned = [model for model in models if model.pin == "hbm"]
+    for model in [*pinned, *models]:
+        together = list({entry.name: entry for entry in (*pinned, model)}.values())
+        if hbm_bytes(together) > budget.hbm:
+            raise _does_not_fit_hbm(model, together, budget.hbm)
+    if not tiered:
+        return
+    lower = [model for model in models if model.pin == "ddr"]
+    for model in models:
+        together = list({entry.name: entry for entry in (*lower, model)}.values())
+        demand = sum(entry.weights_bytes for entry in together)
+        if demand > budget.ddr:
+            terms = tuple(sorted(((m.name, m.weights_bytes) for m in together), key=lambda term: -term[1]))
+            raise DoesNotFitError(
+                f"model {model.name!r}", "ddr", demand, budget.ddr, terms, (f"raise the ddr budget to {demand} bytes",)
+            )
+
+
+def _does_not_fit_hbm(model: ModelEntry, together: Sequence[ModelEntry], limit_bytes: int) -> DoesNotFitError:
+    demand = hbm_bytes(together)
+    terms = [(f"weights of {entry.name}", entry.weights_bytes) for entry in together]
+    terms += [(f"KV of {entry.name}", entry.kv_bytes) for entry in together if entry.kv_bytes]
+    terms += [("workspace", max(entry.workspace_bytes for entry in together))]
+    levers = [f"raise the hbm budget to {demand} bytes"]
+    if model.kv is not None:
+        levers.append(f"lower kv_tokens of {model.name}")
+    if len(together) > 1:
+        levers.append("unpin " + ", ".join(entry.name for entry in together if entry.name != model.name))
+    subject = f"model {model.name!r}" + (" beside the pinned models" if len(together) > 1 else "")
+    largest = tuple(sorted(terms, key=lambda term: -term[1]))
+    return DoesNotFitError(subject, "hbm", demand, limit_bytes, largest, tuple(levers))
+
+
+@dataclass
+class _Place:
+    """Where one model is."""
+
+    tiers: set[TierName] = field(default_factory=lambda: {"disk"})  # that hold it whole
+    arriving: TierName | None = None  # that it is on its way to
+    last_used_at: float = 0.0
+
+
+class ResidencyManager:
+    """The tiers' books.
+
+    Args:
+        models: All models of the bundle.
+        budget: Bytes that each tier may hold.
+        tiered: Whether ddr is a tier between disk and hbm.
+    """
+
+    def __init__(self, models: Sequence[ModelEntry], budget: TierBudget, *, tiered: bool) -> None:
+        check_budget(models, budget, tiered=tiered)
+        self.budget = budget
+        self._models = {model.name: model for model in models}
+        self._places = {model.name: _Place() for model in models}
+        self._tiered = tiered
+
+    def residency(self, model: str) -> Residency:
+        """Returns whether a model is hot, warm or cold."""
+        tiers = self._places[model].tiers
+        return "hot" if "hbm" in tiers else "warm" if "ddr" in tiers else "cold"
+
+    def is_hot(self, model: str) -> bool:
+        """Whether the model's weights are in hbm, whole."""
+        return "hbm" in self._places[model].tiers
+
+    def used_bytes(self, tier: TierName) -> int:
+        """Returns the bytes charged to a tier, those on their way included."""
+        return self._charge(tier, self._holders(tier))
+
+    def last_used_at(self, model: str) -> float:
+        """Returns when the model last computed or arrived."""
+        return self._places[model].last_used_at
+
+    def touch(self, model: str, now: float) -> None:
+        """Records that a model computed."""
+        self._places[model].last_used_at = now
+
+    def next_hop(self, model: str) -> tuple[TierName, TierName]:
+        """Returns source and destination of the next transfer on the way to hbm."""
+        if not self._tiered:
+            return "disk", "hbm"
+        return ("ddr", "hbm") if "ddr" in self._places[model].tiers else ("disk", "ddr")
+
+    def has_room(self, model: str, tier: TierName) -> bool:
+        """Whether the model fits into a tier beside what is there."""
+        return self._fits(tier, {*self._holders(tier), model})
+
+    def victims(self, model: str, tier: TierName, may_evict: Callable[[str], bool]) -> list[str] | None:
+        """Returns the models to evict from a tier so that `model` fits, least recently used first.
+
+        Pinned models are never among them.
+
+        Returns:
+            An empty list if it fits already; None if it doesn't even without all that may be evicted.
+        """
+        holders = self._holders(tier)
+        order = sorted(
+            (name for name in holders if not self._is_pinned(name, tier) and may_evict(name)),
+            key=lambda name: (self._places[name].last_used_at, name),
+        )
+        chosen: list[str] = []
+        while not self._fits(tier, {*holders, model} - set(chosen)):
+            if not order:
+                return None
+            chosen.append(order.pop(0))
+        for name in list(chosen):  # an early, small victim may have become superfluous
+            rest = [other for other in chosen if other != name]
+            if self._fits(tier, {*holders, model} - set(rest)):
+                chosen = rest
+        return chosen
+
+    def begin(self, model: str, tier: TierName) -> int:
+        """Charges a transfer's destination and returns the bytes to be moved."""
+        self._places[model].arriving = tier
+        return self._models[model].weights_bytes
+
+    def finish(self, model: str, now: float) -> None:
+        """Records that a model has arrived where it was going."""
+        place = self._places[model]
+        assert place.arriving is not None, model
+        place.tiers.add(place.arriving)
+        place.arriving = None
+        place.last_used_at = now
+
+    def fail(self, model: str) -> None:
+        """Takes back the charge of a transfer that failed."""
+        self._places[model].arriving = None
+
+    def evict(self, model: str, tier: TierName) -> None:
+        """Takes back the charge of a model that is dropped from a tier."""
+        self._places[model].tiers.remove(tier)
+
+    def _is_pinned(self, model: str, tier: TierName) -> bool:
+        return self._models[model].pin == tier
+
+    def _holders(self, tier: TierName) -> set[str]:
+        return {name for name, place in self._places.items() if tier in place.tiers or place.arriving == tier}
+
+    def _fits(self, tier: TierName, names: set[str]) -> bool:
+        return self._charge(tier, names) <= (self.budget.hbm if tier == "hbm" else self.budget.ddr)
+
+    def _charge(self, tier: TierName, names: set[str]) -> int:
+        models = [self._models[name] for name in names]
+        return hbm_bytes(models) if tier == "hbm" else sum(model.weights_bytes for model in models)
