@@ -3,6 +3,7 @@
 A configuration fixes every shape of one program: (model, phase, sequences at once, new tokens, context).
 `configurations` lays out the buckets of a model: powers of two of the batch for decode, and few, coarse token buckets,
 since every bucket costs compile time, load time and a program in memory, while padding costs a factor of four at most.
+An encoder's step has as many sequences as fit a number of tokens: a longer list takes several steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..models.config import DecoderConfig, EncoderConfig, ModelConfig
+from ..models.config import DecoderConfig, ModelConfig
 
 __all__ = ["BLOCK_TOKENS", "Configuration", "Phase", "configurations", "ladder"]
 
@@ -19,6 +20,7 @@ Phase: TypeAlias = Literal["prefill", "decode", "embed"]
 BLOCK_TOKENS = 16  # tokens of one KV block
 PREFILL_CHUNKS = (16, 64)  # new tokens of a prefill step; a longer prompt takes several
 _MIN_EMBED_TOKENS = 32
+_MAX_EMBED_STEP_TOKENS = 1024  # of all sequences: more in one step only costs memory, and makes others wait
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ def configurations(config: ModelConfig, *, sequence: int, batch: int) -> tuple[C
         prefills = [Configuration("prefill", 1, min(chunk, sequence), sequence) for chunk in PREFILL_CHUNKS]
         decodes = [Configuration("decode", size, 1, sequence) for size in ladder(1, batch, 2)]
         return tuple(dict.fromkeys([*prefills, *decodes]))
-    assert isinstance(config, EncoderConfig)
     lengths = ladder(min(_MIN_EMBED_TOKENS, sequence), sequence, 4)
-    return tuple(Configuration("embed", size, length, length) for size in ladder(1, batch, 4) for length in lengths)
+    return tuple(
+        Configuration("embed", size, length, length)
+        for length in lengths
+        for size in ladder(1, max(1, min(batch, _MAX_EMBED_STEP_TOKENS // length)), 4)
+    )

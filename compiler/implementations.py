@@ -126,9 +126,7 @@ def attention(
 
     shape = (batch, kv_heads, group, new)
     initial = (jnp.int32(0), jnp.full(shape, _MASKED), jnp.zeros(shape), jnp.zeros((*shape, size)))
-    _, _, total, out = jax.lax.while_loop(
-        lambda carry: carry[0] < jnp.minimum(num_chunks, last_chunk), attend, initial
-    )
+    _, _, total, out = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(num_chunks, last_chunk), attend, initial)
     out = (out / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(query.shape)
     return out.astype(query.dtype), view, view
 

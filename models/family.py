@@ -24,7 +24,7 @@ __all__ = ["ModelFunction", "Parameters", "build"]
 Parameters = Mapping[str, jax.ShapeDtypeStruct | Array]  # by dotted Flax path, e.g. "layers.0.mlp.up.weight"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, as `jax.jit` wants its functions
 class ModelFunction:
     """A model as a pure function of its parameters."""
 

@@ -175,7 +175,7 @@ def self_attention(
     *,
     scale: float,
 ) -> Array:
-    """Bidirectional attention within each sequence, [batch, seq, heads, size]; padding from `lengths[b]` on is unseen."""
+    """Bidirectional attention within each sequence, [batch, seq, heads, size]; padding is not seen."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", query.astype(jnp.float32) * scale, key.astype(jnp.float32))
     visible = jnp.arange(key.shape[1]) < lengths[:, None]
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e30), axis=-1)

@@ -75,12 +75,16 @@ class ModelQueue:
         """Whether a step could be issued."""
         return bool(self.running) or any(job.num_issued < len(job.sequences) for job in self.embedding)
 
-    def smallest(self, phase: Phase, *, batch: int = 1, new_tokens: int = 1) -> Configuration:
-        """Returns the cheapest configuration that holds so many sequences of so many tokens, or the largest."""
-        known = [program.configuration for program in self.entry.programs if program.configuration.phase == phase]
-        known.sort(key=lambda c: (c.batch * c.new_tokens, c.batch))
-        fitting = [c for c in known if c.batch >= batch and c.new_tokens >= new_tokens]
-        return fitting[0] if fitting else known[-1]
+    def smallest(self, phase: Phase, *, batch: int = 1, new_tokens: int = 1) -> Configuration | None:
+        """Returns the cheapest configuration that holds so many sequences of so many tokens, if there is one."""
+        known = (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
+        fitting = (c for c in known if c.batch >= batch and c.new_tokens >= new_tokens)
+        return min(fitting, key=lambda c: (c.batch * c.new_tokens, c.batch), default=None)
+
+    def longest(self, phase: Phase) -> Configuration:
+        """Returns the configuration with the most new tokens."""
+        known = (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
+        return max(known, key=lambda c: c.new_tokens)
 
 
 @dataclass(frozen=True)
@@ -379,10 +383,15 @@ class Scheduler:
         return [self._decode(queue, decoding, now)]
 
     def _embed(self, queue: ModelQueue, now: float) -> Embed:
-        pending = [(job, index) for job in queue.embedding for index in range(job.num_issued, len(job.sequences))]
-        chosen = pending[: queue.entry.batch]
-        longest = max(len(job.sequences[index]) for job, index in chosen)
-        configuration = queue.smallest("embed", batch=len(chosen), new_tokens=longest)
+        chosen: list[tuple[EmbedJob, int]] = []
+        configuration, longest = queue.longest("embed"), 0
+        for job, index in _pending(queue.embedding):
+            longest = max(longest, len(job.sequences[index]))
+            larger = queue.smallest("embed", batch=len(chosen) + 1, new_tokens=longest)
+            if larger is None:
+                break
+            configuration = larger
+            chosen.append((job, index))
         step_id = self._issue(queue, [job for job, _ in chosen], "embed", 0, now)
         for job, _ in chosen:
             job.num_issued += 1
@@ -390,7 +399,7 @@ class Scheduler:
         return Embed(step_id, queue.entry.name, configuration, entries)
 
     def _prefill(self, queue: ModelQueue, job: GenerateJob, now: float) -> Prefill:
-        configuration = queue.smallest("prefill", new_tokens=job.num_pending)
+        configuration = queue.smallest("prefill", new_tokens=job.num_pending) or queue.longest("prefill")
         num_tokens = min(job.num_pending, configuration.new_tokens)
         entry = _entry(job, num_tokens, draws=num_tokens == job.num_pending)
         step_id = self._issue(queue, [job], "prefill", num_tokens, now)
@@ -402,7 +411,7 @@ class Scheduler:
         jobs = self._with_room(queue, pool, decoding)
         remaining = min(job.max_tokens - job.num_generated for job in jobs)
         room = min(len(job.blocks) * pool.block_tokens - job.num_computed for job in jobs)
-        configuration = queue.smallest("decode", batch=len(jobs))
+        configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
         entries = tuple(_entry(job, 1, draws=True) for job in jobs)
         step_id = self._issue(queue, jobs, "decode", 1, now)
         max_steps = min(self._decode_steps, remaining, room)
@@ -467,6 +476,13 @@ class Scheduler:
 
 def _pool(entry: ModelEntry) -> BlockPool | None:
     return None if entry.kv is None else BlockPool(entry.kv.num_blocks, entry.kv.block_tokens)
+
+
+def _pending(jobs: Sequence[EmbedJob]) -> Iterator[tuple[EmbedJob, int]]:
+    """Yields the sequences that no step has been issued for, in order."""
+    for job in jobs:
+        for index in range(job.num_issued, len(job.sequences)):
+            yield job, index
 
 
 def _entry(job: GenerateJob, num_tokens: int, *, draws: bool) -> SequenceEntry:

@@ -1,1 +1,1 @@
-"""The compiler: from a model to a bundle, one file a stage."""
+"""What each JAX primitive costs: FLOPs (`flops.py`), bytes (`traffic.py`), both for one equation (`cost.py`)."""

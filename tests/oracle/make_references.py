@@ -8,12 +8,15 @@ Run by `make oracle` in an environment with the extra `oracle`; nothing else nee
     reference_about.json    the texts, the versions and the command that made these files
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import argparse
 import json
 import platform
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +56,9 @@ MIXED_TEXT = (
     "In 1984, 3.14159 and 1,000,000 cost $42 (or 50%) — ½ of ٣ and Ⅷ²",
     "don't we'll I'VE she's they'd you're i'm",
     "naïve café Zürich Ελληνικά русский עברית हिन्दी ไทย",
-    "中文字符，日本語テキスト。한국어",
-    "😀 👩‍👩‍👧‍👦 🇫🇷 ✨🕰️",
-    "def f(x: int) -> str:\n    return f\"{x!r:>10}\"  # naïve\n\n\nclass A_b2(C3):\n\tpass\n",
+    "中文字符\uff0c日本語テキスト。한국어",
+    "😀 👩\u200d👩\u200d👧\u200d👦 🇫🇷 ✨🕰️",
+    'def f(x: int) -> str:\n    return f"{x!r:>10}"  # naïve\n\n\nclass A_b2(C3):\n\tpass\n',
     "<|im_start|>user\nhi<|im_end|>\n<|endoftext|>",
     "\u00a0non\u2009breaking\u200bzero\ufeff \x00\x07 \U000e0041",
 )
@@ -65,9 +68,11 @@ def main() -> None:
     options = _options()
     torch.manual_seed(0)
     options.output.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(options.output / "reference_smollm2.npz", **smollm2_references(options.smollm2))
+    np.savez_compressed(
+        options.output / "reference_smollm2.npz", allow_pickle=False, **smollm2_references(options.smollm2)
+    )
     bert = minilm_references(options.minilm) | splade_references(options.splade)
-    np.savez_compressed(options.output / "reference_bert.npz", **bert)
+    np.savez_compressed(options.output / "reference_bert.npz", allow_pickle=False, **bert)
     _write_json(options.output / "reference_tokens.json", token_references(options.smollm2))
     _write_json(options.output / "reference_about.json", about())
 
@@ -241,7 +246,7 @@ class BytePairEncoder:
         characters = (self._characters[byte] for byte in word.encode())
         pieces = [character for character in characters if character in self._ids]  # a few bytes have no token
         while len(pieces) > 1:
-            ranks = [self._ranks.get(pair, len(self._ranks)) for pair in zip(pieces, pieces[1:], strict=False)]
+            ranks = [self._ranks.get(pair, len(self._ranks)) for pair in pairwise(pieces)]
             best = ranks.index(min(ranks))
             if ranks[best] == len(self._ranks):
                 break

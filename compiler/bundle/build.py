@@ -1,0 +1,266 @@
+"""Building a bundle: every model of a bundle file traced, planned, lowered, compiled once and written.
+
+Comes in: a `BundleSpec`. Goes out: a bundle on disk whose manifest is the plan: the bytes that the runtime will
+charge are XLA's buffer assignment of the very programs that it will run. Weights are written once a model, however
+many configurations share them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...errors import ConfigurationError
+from ...models import registry
+from ...models.checkpoint import Checkpoint, open_checkpoint
+from ...models.config import DecoderConfig
+from ...models.family import build
+from ..configuration import BLOCK_TOKENS, configurations
+from ..executable import Executable, compile_exported, use_compilation_cache
+from ..implementations import pool_dtype
+from ..lower import Program, lower, pool_shape
+from ..memory import plan_memory
+from ..target import Target, load_target
+from ..trace import trace_model
+from .manifest import Capability, KVPlan, Manifest, ModelEntry, ProgramEntry, Sampling, TierBudget
+from .reader import Bundle, open_bundle
+from .spec import BundleSpec, ModelSpec
+from .weights import MappedWeights, map_weights, write_weights
+from .writer import BundleWriter
+
+__all__ = ["BuildProgress", "build_bundle"]
+
+_DECODER_BATCH, _ENCODER_BATCH, _DECODER_SEQUENCE = 8, 4, 2048  # where neither bundle file nor model says
+_QUICK_SECONDS = 0.2  # a step that takes less is timed several times
+
+
+class BuildProgress(Protocol):
+    """Told what a build is doing."""
+
+    def __call__(self, model: str, stage: str, done: int, total: int) -> None:
+        """Reports that `done` of `total` units of a model's stage ("pull", "weights", "programs") are finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """A model's limits, as asked for or by default."""
+
+    sequence: int
+    batch: int
+    kv_tokens: int
+
+
+def build_bundle(
+    spec: BundleSpec, output: str | Path, *, base: str | Path = ".", progress: BuildProgress | None = None
+) -> Bundle:
+    """Builds a bundle and returns it, opened.
+
+    Args:
+        spec: The bundle file's content.
+        output: Directory to be; a bundle that is there already is replaced when the new one is complete.
+        base: Directory that relative paths in the bundle file are relative to.
+        progress: Told how far the build is.
+
+    Raises:
+        ConfigurationError: if the target cannot run programs, or a model's limits don't fit its architecture.
+        PlaitError: whatever pulling, reading or writing raises.
+    """
+    report: BuildProgress = progress if progress is not None else _silent
+    target = _load_target(spec.target, Path(base))
+    use_compilation_cache()
+    with BundleWriter(output) as writer:
+        entries = tuple(
+            _build_model(name, model, target, Path(base), writer, report) for name, model in spec.models.items()
+        )
+        writer.commit(
+            Manifest(
+                name=spec.bundle,
+                target=target,
+                budget=_budget(spec, target),
+                models=entries,
+                files={},
+                versions={name: importlib.metadata.version(name) for name in ("plait", "jax", "jaxlib")},
+                workflows=dict(spec.workflows),
+                traffic=spec.traffic,
+            )
+        )
+    return open_bundle(output)
+
+
+def _silent(model: str, stage: str, done: int, total: int) -> None:
+    del model, stage, done, total
+
+
+def _load_target(name: str, base: Path) -> Target:
+    target = load_target(base / name if name.endswith(".toml") else name)
+    if any(tier.memory_kind is None for tier in target.tiers.values()):
+        raise ConfigurationError(f"target {target.name!r} cannot run programs here; use cpu or cpu-tiered")
+    return target
+
+
+def _budget(spec: BundleSpec, target: Target) -> TierBudget:
+    ddr = target.tiers.get("ddr")
+    capacity = ddr.capacity_bytes if ddr is not None else 1
+    hbm = target.tiers["hbm"].capacity_bytes
+    return TierBudget(hbm=int(spec.budget.hbm or hbm), ddr=int(spec.budget.ddr or capacity))
+
+
+def _build_model(
+    name: str, spec: ModelSpec, target: Target, base: Path, writer: BundleWriter, report: BuildProgress
+) -> ModelEntry:
+    path = registry.resolve(spec.source, base=base, progress=lambda done, total: report(name, "pull", done, total))
+    checkpoint = open_checkpoint(path)
+    sizes = _sizes(name, spec, checkpoint)
+    folder = f"models/{name}"
+    weights = writer.weights_path(f"{folder}/weights.safetensors")
+    _write_weights(weights, checkpoint, spec.dtype, lambda done, total: report(name, "weights", done, total))
+    writer.add_bytes(f"{folder}/tokenizer.json", checkpoint.tokenizer_json.encode())
+    if checkpoint.chat_template is not None:
+        writer.add_bytes(f"{folder}/chat_template.jinja", checkpoint.chat_template.encode())
+    kv = _kv_plan(checkpoint, spec, sizes)
+    mapped = map_weights(weights)
+    return ModelEntry(
+        name=name,
+        aliases=spec.aliases,
+        source=spec.source,
+        capabilities=_capabilities(checkpoint),
+        architecture=ModelEntry.architecture_of(checkpoint.config),
+        dtype=spec.dtype,
+        sequence=sizes.sequence,
+        batch=sizes.batch,
+        pin=spec.pin,
+        weights=f"{folder}/weights.safetensors",
+        weights_bytes=mapped.num_bytes,
+        kv=kv,
+        programs=tuple(_build_programs(name, spec, checkpoint, sizes, kv, mapped, target, writer, report)),
+        tokenizer=f"{folder}/tokenizer.json",
+        chat_template=f"{folder}/chat_template.jinja" if checkpoint.chat_template is not None else None,
+        bos_token=checkpoint.bos_token,
+        eos_token=checkpoint.eos_token,
+        eos_token_ids=checkpoint.eos_token_ids,
+        sampling=_sampling(spec),
+    )
+
+
+def _sizes(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> _Sizes:
+    config = checkpoint.config
+    is_decoder = isinstance(config, DecoderConfig)
+    meant_for = checkpoint.max_sequence
+    sequence = spec.sequence or (min(_DECODER_SEQUENCE, meant_for) if is_decoder else meant_for)
+    if sequence > config.max_positions:
+        raise ConfigurationError(
+            f"model {name!r}: sequence {sequence} is more than the {config.max_positions} positions it has"
+        )
+    if spec.kv_tokens is not None and not is_decoder:
+        raise ConfigurationError(f"model {name!r} is an encoder and has no KV cache; leave kv_tokens out")
+    kv_tokens = spec.kv_tokens or 2 * sequence
+    if is_decoder and kv_tokens < sequence:
+        raise ConfigurationError(
+            f"model {name!r}: kv_tokens {kv_tokens} cannot hold one sequence of {sequence} tokens; "
+            f"raise kv_tokens or lower sequence"
+        )
+    return _Sizes(sequence, spec.batch or (_DECODER_BATCH if is_decoder else _ENCODER_BATCH), kv_tokens)
+
+
+def _capabilities(checkpoint: Checkpoint) -> tuple[Capability, ...]:
+    if isinstance(checkpoint.config, DecoderConfig):
+        return ("completion",) if checkpoint.chat_template is None else ("chat", "completion")
+    return ("embedding",) if checkpoint.config.head == "embedding" else ("sparse_embedding",)
+
+
+def _sampling(spec: ModelSpec) -> Sampling:
+    if spec.sampling is not None:
+        return spec.sampling
+    recommended = registry.default_sampling(spec.source)
+    return Sampling() if recommended is None else Sampling(*recommended)
+
+
+def _kv_plan(checkpoint: Checkpoint, spec: ModelSpec, sizes: _Sizes) -> KVPlan | None:
+    if not isinstance(checkpoint.config, DecoderConfig):
+        return None
+    num_blocks = -(-sizes.kv_tokens // BLOCK_TOKENS)
+    bytes_per_token = checkpoint.config.kv_values_per_token * jnp.dtype(spec.dtype).itemsize
+    return KVPlan(BLOCK_TOKENS, num_blocks, bytes_per_token, spec.dtype)
+
+
+def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: registry.Progress) -> None:
+    specs = {name: (p.shape, np.dtype(p.dtype)) for name, p in build(checkpoint.config, dtype).parameters.items()}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for index, (name, (_, tensor_dtype)) in enumerate(specs.items()):
+            report(index, len(specs))
+            yield name, checkpoint.read(name).astype(tensor_dtype)
+        report(len(specs), len(specs))
+
+    write_weights(path, tensors(), specs)
+
+
+def _build_programs(
+    name: str,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    sizes: _Sizes,
+    kv: KVPlan | None,
+    weights: MappedWeights,
+    target: Target,
+    writer: BundleWriter,
+    report: BuildProgress,
+) -> Iterator[ProgramEntry]:
+    config = checkpoint.config
+    wanted = configurations(config, sequence=sizes.sequence, batch=sizes.batch)
+    parameters = {tensor: jax.device_put(values) for tensor, values in weights.items()}
+    for index, configuration in enumerate(wanted):
+        report(name, "programs", index, len(wanted))
+        traced = trace_model(config, configuration, spec.dtype)
+        program = lower(traced, config, configuration, spec.dtype, target)
+        executable = compile_exported(program.exported, program.donated, num_blocks=kv.num_blocks if kv else 0)
+        file = f"models/{name}/programs/{configuration.id}.stablehlo"
+        writer.add_bytes(file, program.to_bytes())
+        yield ProgramEntry(
+            configuration=configuration,
+            file=file,
+            flops=traced.graph.flops,
+            temporary_bytes=executable.temporary_bytes,
+            output_bytes=executable.output_bytes,
+            predicted_temporary_bytes=plan_memory(traced.graph).temporary_bytes,
+            donated=program.donated,
+            step_seconds=_time_step(executable, program, parameters, _pools(config, spec.dtype, kv)),
+        )
+    report(name, "programs", len(wanted), len(wanted))
+
+
+def _pools(config: object, dtype: str, kv: KVPlan | None) -> list[jax.Array] | None:
+    if kv is None or not isinstance(config, DecoderConfig):
+        return None
+    return [jnp.zeros(pool_shape(config, kv.num_blocks), pool_dtype(dtype)) for _ in range(config.num_layers)]
+
+
+def _time_step(
+    executable: Executable, program: Program, parameters: dict[str, jax.Array], pools: list[jax.Array] | None
+) -> float:
+    """Runs a program on zeros and returns the seconds of a step, with half of the context filled."""
+    shapes = program.configuration
+    tokens = np.zeros((shapes.batch, shapes.new_tokens), np.int32)
+    full = np.full((shapes.batch,), shapes.new_tokens, np.int32)
+    start = np.full((shapes.batch,), max(0, shapes.context // 2 - shapes.new_tokens), np.int32)
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 5 and seconds[-1] < _QUICK_SECONDS):
+        began = time.perf_counter()
+        if pools is None:
+            result = executable(parameters, tokens, full)
+        else:
+            tables = np.zeros((shapes.batch, -(-shapes.context // BLOCK_TOKENS)), np.int32)
+            result, pools = executable(parameters, tokens, start, full, pools, tables)
+        jax.block_until_ready(result)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])

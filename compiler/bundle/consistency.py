@@ -1,0 +1,124 @@
+"""Whether the parts of a manifest agree: names are unique, references lead somewhere, shapes and counts match.
+
+The types in `manifest.py` bound each number by itself; this file checks what no single field can say. The writer calls
+it before a bundle is put in place, the reader before anything of a bundle is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+
+import pydantic
+
+from ...errors import BundleIntegrityError, ConfigurationError
+from ...models.config import DecoderConfig
+from .digests import num_chunks
+from .manifest import FileEntry, Manifest, ModelEntry
+
+__all__ = ["MANIFEST_FILE", "check_manifest", "check_relative"]
+
+MANIFEST_FILE = "manifest.json"
+
+
+def check_relative(relative: str) -> None:
+    """Checks that a path of the manifest can only mean a file inside the bundle, whatever the platform.
+
+    Raises:
+        BundleIntegrityError: if it is absolute, has `.`, `..` or empty parts, backslashes or control characters, or
+            is the manifest itself.
+    """
+    parts = relative.split("/")
+    is_plain = relative.isprintable() and "\\" not in relative and ":" not in parts[0]
+    if not is_plain or any(part in ("", ".", "..") for part in parts) or parts[0] == MANIFEST_FILE:
+        raise BundleIntegrityError(
+            f"bundle lists the file {relative!r}; only plain paths relative to the bundle are allowed"
+        )
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Checks that the parts of a manifest agree.
+
+    Raises:
+        BundleIntegrityError: naming the first part that does not.
+    """
+    for relative, entry in manifest.files.items():
+        check_relative(relative)
+        _check_file(relative, entry)
+    if not manifest.models:
+        raise BundleIntegrityError("manifest.json lists no models")
+    names = [name for model in manifest.models for name in (model.name, *model.aliases)]
+    _check_unique("model name or alias", names)
+    for model in manifest.models:
+        _check_model(manifest, model)
+    _check_known("workflow", set(names), (name for steps in manifest.workflows.values() for name in steps))
+    if isinstance(manifest.traffic, dict):
+        _check_known("traffic", set(names), manifest.traffic)
+
+
+def _check_file(relative: str, entry: FileEntry) -> None:
+    if len(entry.chunk_sha256) != num_chunks(entry.size_bytes):
+        raise BundleIntegrityError(
+            f"manifest.json lists {len(entry.chunk_sha256)} chunk digests for {relative!r}, "
+            f"its {entry.size_bytes} bytes have {num_chunks(entry.size_bytes)} chunks"
+        )
+
+
+def _check_model(manifest: Manifest, model: ModelEntry) -> None:
+    for relative in _references(model):
+        if relative not in manifest.files:
+            raise BundleIntegrityError(f"model {model.name!r} needs {relative!r}, which manifest.json does not list")
+    _check_unique(f"configuration of model {model.name!r}", [entry.configuration.id for entry in model.programs])
+    for entry in model.programs:
+        shapes = entry.configuration
+        if min(shapes.batch, shapes.new_tokens) < 1 or not shapes.new_tokens <= shapes.context <= model.sequence:
+            raise BundleIntegrityError(
+                f"model {model.name!r} has the impossible configuration {shapes.id} for a sequence of {model.sequence}"
+            )
+    _check_architecture(model)
+
+
+def _references(model: ModelEntry) -> Iterator[str]:
+    yield model.weights
+    yield model.tokenizer
+    if model.chat_template is not None:
+        yield model.chat_template
+    for entry in model.programs:
+        yield entry.file
+
+
+def _check_architecture(model: ModelEntry) -> None:
+    """Checks the architecture's fields, and that decoders have a KV cache and encoders have none."""
+    try:
+        config = model.config
+        pydantic.TypeAdapter(type(config)).validate_json(json.dumps(asdict(config)), strict=True)
+    except (ConfigurationError, pydantic.ValidationError) as error:
+        reason = str(error) if isinstance(error, ConfigurationError) else _first(error)
+        raise BundleIntegrityError(f"model {model.name!r} has a damaged architecture: {reason}") from None
+    for name, value in asdict(config).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < float("inf"):
+            raise BundleIntegrityError(f"model {model.name!r} has a damaged architecture: {name} is {value}")
+    if isinstance(config, DecoderConfig) != (model.kv is not None):
+        what = "no KV cache" if model.kv is None else "a KV cache"
+        raise BundleIntegrityError(f"model {model.name!r} of family {config.family!r} has {what}")
+
+
+def _check_unique(what: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise BundleIntegrityError(f"manifest.json has the {what} {name!r} {count} times")
+
+
+def _check_known(what: str, known: set[str], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise BundleIntegrityError(
+                f"manifest.json's {what} names {name!r}, which is no model; known: {', '.join(sorted(known))}"
+            )
+
+
+def _first(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -1,0 +1,131 @@
+"""The bundle file (`agent.yaml`): what a user writes to get a bundle.
+
+Comes in: YAML. Goes out: a `BundleSpec`, checked field by field. Sizes are written with units (`330MiB`), rates as
+`2/s`. What a model's own files say (context length, pooling, end-of-text tokens) need not be repeated.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import pydantic
+import yaml
+
+from ...errors import ConfigurationError
+from .manifest import Sampling
+
+__all__ = ["BudgetSpec", "BundleSpec", "ModelSpec", "parse_bytes", "read_spec"]
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # fit for a folder and for a URL
+
+Name: TypeAlias = Annotated[str, pydantic.StringConstraints(pattern=_NAME, max_length=64)]
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+
+_DTYPES: dict[str, Dtype] = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16"}
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class BudgetSpec(_Strict):
+    """Bytes that the bundle may use of each tier; None is the target's capacity."""
+
+    hbm: Annotated[pydantic.ByteSize, pydantic.Field(gt=0)] | None = None
+    ddr: Annotated[pydantic.ByteSize, pydantic.Field(gt=0)] | None = None
+
+
+class ModelSpec(_Strict):
+    """One model of the bundle file; None is the model's or plait's default."""
+
+    source: str
+    dtype: Dtype = "float32"
+    sequence: Annotated[int, pydantic.Field(ge=16)] | None = None  # longest context, tokens
+    batch: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None  # most sequences at once
+    kv_tokens: Annotated[int, pydantic.Field(ge=16)] | None = None  # room of the KV pool, all sequences together
+    aliases: tuple[Name, ...] = ()
+    pin: Literal["hbm", "ddr"] | None = None
+    sampling: Sampling | None = None
+
+    @pydantic.field_validator("dtype", mode="before")
+    @classmethod
+    def _long_name(cls, value: object) -> object:
+        return _DTYPES.get(value, value) if isinstance(value, str) else value
+
+
+class BundleSpec(_Strict):
+    """A bundle file."""
+
+    bundle: Name
+    target: str
+    budget: BudgetSpec = BudgetSpec()
+    models: Annotated[dict[Name, ModelSpec], pydantic.Field(min_length=1)]
+    traffic: dict[str, float] | str | None = None  # requests per second by model, or the path of a trace
+    workflows: dict[Name, tuple[str, ...]] = {}
+
+    @pydantic.field_validator("traffic", mode="before")
+    @classmethod
+    def _rates(cls, value: object) -> object:
+        return {name: _rate(rate) for name, rate in value.items()} if isinstance(value, dict) else value
+
+    @pydantic.model_validator(mode="after")
+    def _names_are_known(self) -> BundleSpec:
+        names = [name for model, spec in self.models.items() for name in (model, *spec.aliases)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the name {twice[0]!r} is given to two models")
+        used = [step for steps in self.workflows.values() for step in steps]
+        used += list(self.traffic) if isinstance(self.traffic, dict) else []
+        if unknown := sorted(set(used) - set(names)):
+            raise ValueError(f"{unknown[0]!r} is no model of this bundle; models: {', '.join(names)}")
+        return self
+
+
+def parse_bytes(text: str | int) -> int:
+    """Returns a number of bytes from text such as `330MiB`, `2GB` or `1048576`.
+
+    Raises:
+        ConfigurationError: if it is none, or not positive.
+    """
+    try:
+        size = int(pydantic.TypeAdapter(pydantic.ByteSize).validate_python(text))
+    except pydantic.ValidationError:
+        size = 0
+    if size <= 0:
+        raise ConfigurationError(f"{text!r} is no size in bytes; write for example 330MiB, 2GB or 1048576")
+    return size
+
+
+def read_spec(path: str | Path) -> BundleSpec:
+    """Reads a bundle file.
+
+    Raises:
+        ConfigurationError: naming the field that is wrong.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"cannot read bundle file {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return BundleSpec.model_validate(data)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        found = f" (found {first['input']!r})" if where and not isinstance(first["input"], dict) else ""
+        raise ConfigurationError(f"{path}: {where + ': ' if where else ''}{first['msg']}{found}") from None
+
+
+def _rate(text: object) -> object:
+    """Returns requests per second from `2/s`, `30/min` or a number; anything else is left to the validator."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*/\s*(s|min|h)\s*", text) if isinstance(text, str) else None
+    if match is None:
+        return text
+    try:
+        return float(match[1]) / {"s": 1, "min": 60, "h": 3600}[match[2]]
+    except ValueError:
+        return text

@@ -1,0 +1,1 @@
+"""Verifiers: each plan checked against its definition, slowly and obviously, with no code shared with its planner."""

@@ -1,0 +1,61 @@
+"""From tokens to text: what becomes of the scheduler's replies before a client sees them."""
+
+from __future__ import annotations
+
+from .request import Piece, Usage
+from .events import Reply
+from .tokenizer import Detokenizer, StopMatcher, Tokenizer
+
+__all__ = ["Answer"]
+
+
+class Answer:
+    """Turns the replies of one request into pieces of text that are final: whole characters, no stop string.
+
+    Args:
+        tokenizer: The model's.
+        stops: Strings before the first of which the answer ends.
+        num_prompt: Tokens of the prompt.
+        submitted_at: When the request was submitted, in the clock that `push` is given.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], num_prompt: int, submitted_at: float) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopMatcher(stops)
+        self._num_prompt = num_prompt
+        self._submitted_at = submitted_at
+        self._first_token_at: float | None = None
+        self._num_tokens = 0
+
+    def push(self, reply: Reply, now: float) -> Piece | None:
+        """Returns the piece that a reply makes final, or None if it makes none.
+
+        The piece has a finish reason if the answer is over: because the reply says so, or because a stop string came.
+        """
+        if reply.tokens and self._first_token_at is None:
+            self._first_token_at = now
+        text = ""
+        for index, token in enumerate(reply.tokens):
+            self._num_tokens += 1
+            part, is_stopped = self._stops.push(self._detokenizer.push(token))
+            text += part
+            if is_stopped:
+                return Piece(text, reply.tokens[: index + 1], "stop", self._usage(reply, now))
+        if reply.finish_reason is None:
+            return Piece(text, reply.tokens) if text else None
+        part, is_stopped = self._stops.push(self._detokenizer.flush())
+        text += part if is_stopped else part + self._stops.flush()
+        reason = "stop" if is_stopped else reply.finish_reason
+        return Piece(text, reply.tokens, reason, self._usage(reply, now))
+
+    def _usage(self, reply: Reply, now: float) -> Usage:
+        timing = reply.timing
+        first = now if self._first_token_at is None else self._first_token_at
+        return Usage(
+            prompt_tokens=self._num_prompt,
+            completion_tokens=self._num_tokens,
+            queue_seconds=max(0.0, timing.started_at - timing.arrived_at) if timing else 0.0,
+            switch_seconds=timing.switch_seconds if timing else 0.0,
+            time_to_first_token_seconds=first - self._submitted_at,
+            total_seconds=now - self._submitted_at,
+        )

@@ -1,0 +1,66 @@
+"""GET /v1/models, and the endpoints that machines watch: /health, /ready, /metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from ..request import ModelStatus
+from .engine import engine_of, find_model
+from .errors import ErrorBody, ErrorObject, error_response
+from .responses import ModelBytes, ModelItem, ModelList
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+@router.get("/v1/models", tags=["models"])
+async def list_models(request: Request) -> ModelList:
+    """Lists the models of the bundle, where each is now and what it takes."""
+    created = request.app.state.created
+    return ModelList(data=[_item(status, created) for status in engine_of(request).models()])
+
+
+@router.get("/v1/models/{model:path}", tags=["models"])
+async def retrieve_model(model: str, request: Request) -> ModelItem:
+    """Returns one model, by name or alias."""
+    return _item(find_model(engine_of(request), model), request.app.state.created)
+
+
+@router.get("/health", tags=["operation"])
+async def health() -> dict[str, str]:
+    """Says that the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", tags=["operation"])
+async def ready(request: Request) -> Response:
+    """Says whether requests are taken: 503 while starting and while draining."""
+    if engine_of(request).is_ready():
+        return Response('{"status":"ready"}', media_type="application/json")
+    message = "the runtime takes no requests now: it is starting or draining; try again"
+    body = ErrorBody(error=ErrorObject(message=message, type="server_error", code="not_ready"))
+    return error_response(503, body, {"retry-after": "1"})
+
+
+@router.get("/metrics", tags=["operation"])
+async def metrics(request: Request) -> Response:
+    """Returns the runtime's counters in Prometheus' text format."""
+    text, content_type = engine_of(request).metrics.render()
+    # As a header, for `media_type` would add a second charset to it.
+    return Response(text, headers={"content-type": content_type})
+
+
+def _item(status: ModelStatus, created: int) -> ModelItem:
+    return ModelItem(
+        id=status.name,
+        created=created,
+        owned_by="plait",
+        context_length=status.context_length,
+        max_completion_tokens=status.max_completion_tokens,
+        capabilities=list(status.capabilities),
+        residency=status.residency,
+        bytes=ModelBytes(weights=status.weights_bytes, kv=status.kv_bytes, workspace=status.workspace_bytes),
+        aliases=list(status.aliases),
+        pin=status.pin,
+    )

@@ -1,0 +1,82 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request, Response
+
+from ..request import Usage as EngineUsage
+from .engine import engine_of, require_capability
+from .generation import Answering, answer, collect, total_usage
+from .requests import ChatRequest
+from .responses import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatDelta,
+    ChatMessage,
+    Usage,
+    new_id,
+    now,
+    system_fingerprint,
+)
+from .sse import DONE, EventStream, event, unless_disconnected
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion)
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    """Answers a conversation, at once or as it is generated (`stream`)."""
+    engine = engine_of(request)
+    model = require_capability(engine, body.model, "chat").name
+    prompt = await asyncio.to_thread(engine.chat_prompt, model, body.conversation())
+    answering = answer(engine, model, [prompt], body.sampling(), param="messages")
+    head = ChatChunk(
+        id=new_id("chatcmpl"),
+        created=now(),
+        model=model,
+        system_fingerprint=system_fingerprint(engine.name),
+        choices=[],
+    )
+    if body.stream:
+        return EventStream(_events(answering, head, includes_usage=body.includes_usage))
+    whole = (await unless_disconnected(request.receive, collect(answering, 1)))[0]
+    choice = ChatChoice(index=0, message=ChatMessage(content=whole.text), finish_reason=whole.finish_reason)
+    completion = ChatCompletion(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        system_fingerprint=head.system_fingerprint,
+        choices=[choice],
+        usage=Usage.of(whole.usage),
+    )
+    return Response(completion.model_dump_json(), media_type="application/json")
+
+
+async def _events(answering: Answering, head: ChatChunk, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:
+    def chunk(choices: list[ChatDelta], usage: Usage | None = None) -> bytes:
+        full = head.model_copy(update={"choices": choices, "usage": usage})
+        return event(full.model_dump_json(exclude=None if includes_usage else {"usage"}))
+
+    usages: list[EngineUsage] = []
+    has_started = False
+    async with aclosing(answering):
+        async for index, piece in answering:
+            if not has_started:
+                has_started = True
+                yield chunk([ChatDelta(index=index, delta={"role": "assistant", "content": "", "refusal": None})])
+            if piece.text:
+                yield chunk([ChatDelta(index=index, delta={"content": piece.text})])
+            if piece.finish_reason is not None:
+                yield chunk([ChatDelta(index=index, delta={}, finish_reason=piece.finish_reason)])
+            if piece.usage is not None:
+                usages.append(piece.usage)
+    if includes_usage:
+        yield chunk([], Usage.of(total_usage(usages)))
+    yield DONE

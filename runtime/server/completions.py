@@ -1,0 +1,82 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request, Response
+
+from ..request import Usage as EngineUsage
+from .engine import Engine, engine_of, require_capability
+from .generation import Answering, answer, collect, total_usage
+from .requests import CompletionRequest
+from .responses import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    Usage,
+    new_id,
+    now,
+    system_fingerprint,
+)
+from .sse import DONE, EventStream, event, unless_disconnected
+
+__all__ = ["router", "token_lists"]
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post("/v1/completions", response_model=Completion)
+async def create_completion(body: CompletionRequest, request: Request) -> Response:
+    """Continues one or several texts, at once or as they are generated (`stream`)."""
+    engine = engine_of(request)
+    model = require_capability(engine, body.model, "completion").name
+    prompts = await asyncio.to_thread(token_lists, engine, model, body.prompts())
+    answering = answer(engine, model, prompts, body.sampling(), param="prompt")
+    head = CompletionChunk(
+        id=new_id("cmpl"),
+        created=now(),
+        model=model,
+        system_fingerprint=system_fingerprint(engine.name),
+        choices=[],
+    )
+    if body.stream:
+        return EventStream(_events(answering, head, includes_usage=body.includes_usage))
+    answers = await unless_disconnected(request.receive, collect(answering, len(prompts)))
+    completion = Completion(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        system_fingerprint=head.system_fingerprint,
+        choices=[
+            CompletionChoice(index=index, text=whole.text, finish_reason=whole.finish_reason)
+            for index, whole in enumerate(answers)
+        ],
+        usage=Usage.of(total_usage([whole.usage for whole in answers])),
+    )
+    return Response(completion.model_dump_json(), media_type="application/json")
+
+
+def token_lists(engine: Engine, model: str, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    """Returns the tokens of each prompt. Blocks: call it off the event loop."""
+    return [engine.tokenize(model, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+async def _events(answering: Answering, head: CompletionChunk, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:
+    def chunk(choices: list[CompletionChunkChoice], usage: Usage | None = None) -> bytes:
+        full = head.model_copy(update={"choices": choices, "usage": usage})
+        return event(full.model_dump_json(exclude=None if includes_usage else {"usage"}))
+
+    usages: list[EngineUsage] = []
+    async with aclosing(answering):
+        async for index, piece in answering:
+            if piece.text or piece.finish_reason is not None:
+                yield chunk([CompletionChunkChoice(index=index, text=piece.text, finish_reason=piece.finish_reason)])
+            if piece.usage is not None:
+                usages.append(piece.usage)
+    if includes_usage:
+        yield chunk([], Usage.of(total_usage(usages)))
+    yield DONE

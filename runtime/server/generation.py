@@ -1,0 +1,101 @@
+"""Answers to one or several prompts, piece by piece, for chat and text completions alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from ...errors import ContextLengthError
+from ..request import FinishReason, Piece, SamplingParams, Usage
+from .engine import Engine
+
+__all__ = ["Answer", "Answering", "answer", "collect", "total_usage"]
+
+Answering = AsyncGenerator[tuple[int, Piece], None]  # (index of the prompt, piece of its answer)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+
+
+async def answer(
+    engine: Engine, model: str, prompts: Sequence[Sequence[int]], params: SamplingParams, *, param: str
+) -> Answering:
+    """Yields the pieces of all answers as they come; closing it stops them all.
+
+    Args:
+        engine: What answers.
+        model: Canonical name.
+        prompts: Tokens of each prompt; they run together.
+        params: The same for every prompt.
+        param: The parameter that holds the prompts, to be named if one is too long.
+
+    Raises:
+        RequestError: on the first `anext`, if the engine does not take a request.
+    """
+    streams = [engine.generate_async(model, prompt, params) for prompt in prompts]
+    pending = {_next(stream): index for index, stream in enumerate(streams)}
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index = pending.pop(task)
+                piece = _result(task, param)
+                if piece is not None:
+                    pending[_next(streams[index])] = index
+                    yield index, piece
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
+
+
+def _next(stream: AsyncGenerator[Piece, None]) -> asyncio.Task[Piece]:
+    async def step() -> Piece:
+        return await anext(stream)
+
+    return asyncio.create_task(step())
+
+
+def _result(task: asyncio.Task[Piece], param: str) -> Piece | None:
+    """Returns a piece, or None at the end of its stream."""
+    try:
+        return task.result()
+    except StopAsyncIteration:
+        return None
+    except ContextLengthError as error:
+        error.param = error.param or param
+        raise
+
+
+async def collect(answering: Answering, num_answers: int) -> list[Answer]:
+    """Returns the whole answers in the order of their prompts."""
+    texts: list[list[str]] = [[] for _ in range(num_answers)]
+    ends: dict[int, tuple[FinishReason, Usage]] = {}
+    async with aclosing(answering):
+        async for index, piece in answering:
+            texts[index].append(piece.text)
+            if piece.finish_reason is not None and piece.usage is not None:
+                ends[index] = (piece.finish_reason, piece.usage)
+    return [Answer("".join(text), *ends[index]) for index, text in enumerate(texts)]
+
+
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    """Returns what answers that ran together cost: tokens are summed, times are those of the slowest."""
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        queue_seconds=max(usage.queue_seconds for usage in usages),
+        switch_seconds=max(usage.switch_seconds for usage in usages),
+        time_to_first_token_seconds=max(usage.time_to_first_token_seconds for usage in usages),
+        total_seconds=max(usage.total_seconds for usage in usages),
+    )

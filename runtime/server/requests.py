@@ -1,0 +1,302 @@
+"""What clients may ask, field by field: what is not described here is refused by name.
+
+A field that the runtime has no part for yet is declared with `_only`: it takes the values that mean "don't", so that
+clients which spell out defaults work, and refuses the others. Types are strict: no "1" for 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ..request import SamplingParams
+
+__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest"]
+
+_COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions
+_MAX_STOPS = 4
+_MAX_PROMPTS = 128
+_MAX_INPUTS = 2048
+_INT32_MAX = 2**31 - 1
+_INT64_MAX = 2**63 - 1
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("string_unicode", "Text must be Unicode, without lone surrogates") from None
+    return text
+
+
+def _only(*accepted: JsonValue) -> AfterValidator:
+    """Accepts null and the given values."""
+
+    def check(value: JsonValue) -> JsonValue:
+        if value is None or value in accepted:
+            return value
+        values = " or ".join(repr(one) for one in accepted)
+        remedy = f"leave it out, or send {values}" if accepted else "leave it out"
+        raise PydanticCustomError("unsupported_parameter", "Not supported by this server; {remedy}", {"remedy": remedy})
+
+    return AfterValidator(check)
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+NonEmptyText = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
+TokenCount = Annotated[int, Field(ge=1, le=_INT32_MAX)]
+Unsupported = Annotated[JsonValue, _only()]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(_Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+def _part_kind(part: JsonValue) -> str | None:
+    return "<text>" if isinstance(part, dict) and part.get("type") == "text" else None
+
+
+ContentPart = Annotated[
+    Annotated[TextPart, Tag("<text>")],
+    Discriminator(
+        _part_kind,
+        custom_error_type="unsupported_parameter",
+        custom_error_message="Only parts of type 'text' are supported, no images, audio or files",
+    ),
+]
+
+
+def _content_kind(content: JsonValue) -> str | None:
+    return {str: "<string>", list: "<parts>"}.get(type(content))
+
+
+MessageContent = Annotated[
+    Annotated[Text, Tag("<string>")] | Annotated[list[ContentPart], Tag("<parts>"), Field(min_length=1)],
+    Discriminator(
+        _content_kind,
+        custom_error_type="content_type",
+        custom_error_message="Must be a string or a list of text parts",
+    ),
+]
+
+
+class Message(_Strict):
+    """One message of a conversation; what an answer of ours carries may be sent back as it came."""
+
+    role: Annotated[str, Field(json_schema_extra={"enum": ["system", "developer", "user", "assistant"]})]
+    content: MessageContent
+    name: Annotated[Text | None, _only()] = None
+    refusal: Annotated[Text | None, _only()] = None
+    annotations: Annotated[list[JsonValue] | None, _only([])] = None
+    audio: Unsupported = None
+    tool_calls: Annotated[list[JsonValue] | None, _only([])] = None
+    function_call: Unsupported = None
+
+    @field_validator("role")
+    @classmethod
+    def _known_role(cls, role: str) -> str:
+        if role in ("tool", "function"):
+            raise PydanticCustomError("unsupported_parameter", "Tool calling is not supported by this server")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise PydanticCustomError("enum", "Must be 'system', 'developer', 'user' or 'assistant'")
+        return role
+
+    def as_template_input(self) -> dict[str, str]:
+        """Returns what chat templates take: a role they know and one string."""
+        role = "system" if self.role == "developer" else self.role
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": role, "content": content}
+
+
+class StreamOptions(_Strict):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, _only(False)] = None
+
+
+def _stop_kind(stop: JsonValue) -> str | None:
+    return {str: "<string>", list: "<list>", type(None): "<null>"}.get(type(stop))
+
+
+StopSequences = Annotated[
+    Annotated[NonEmptyText, Tag("<string>")]
+    | Annotated[list[NonEmptyText], Tag("<list>"), Field(max_length=_MAX_STOPS)]
+    | Annotated[None, Tag("<null>")],
+    Discriminator(
+        _stop_kind, custom_error_type="stop_type", custom_error_message="Must be a string or a list of strings"
+    ),
+]
+
+
+class _GenerationRequest(_Strict):
+    """What chat and text completions share."""
+
+    model: NonEmptyText
+    max_tokens: TokenCount | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-_INT64_MAX - 1, le=_INT64_MAX)] | None = None
+    stop: StopSequences = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    n: Annotated[int | None, _only(1)] = None
+    presence_penalty: Annotated[float | None, _only(0)] = None
+    frequency_penalty: Annotated[float | None, _only(0)] = None
+    logit_bias: Annotated[dict[str, JsonValue] | None, _only({})] = None
+
+    user: Text | None = None  # without effect on the answer
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_of_streams(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if options is not None and not info.data.get("stream"):
+            raise PydanticCustomError("stream_options", "Only taken together with stream: true")
+        return options
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with what it cost."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def _sampling(self, max_tokens: int | None) -> SamplingParams:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        seed = None if self.seed is None else self.seed & _INT64_MAX  # generators take no negative seed
+        return SamplingParams(
+            max_tokens=max_tokens, temperature=self.temperature, top_p=self.top_p, seed=seed, stop=stop
+        )
+
+
+class ChatRequest(_GenerationRequest):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: TokenCount | None = None
+
+    logprobs: Annotated[bool | None, _only(False)] = None
+    top_logprobs: Annotated[int | None, _only(0)] = None
+    tools: Annotated[list[JsonValue] | None, _only([])] = None
+    tool_choice: Annotated[JsonValue, _only("none", "auto")] = None
+    parallel_tool_calls: bool | None = None  # without effect as there are no tools
+    functions: Annotated[list[JsonValue] | None, _only([])] = None
+    function_call: Annotated[JsonValue, _only("none", "auto")] = None
+    response_format: Annotated[dict[str, JsonValue] | None, _only({"type": "text"})] = None
+    modalities: Annotated[list[JsonValue] | None, _only(["text"])] = None
+    audio: Unsupported = None
+    prediction: Unsupported = None
+    reasoning_effort: Annotated[JsonValue, _only("none")] = None
+    verbosity: Annotated[JsonValue, _only("medium")] = None
+    web_search_options: Unsupported = None
+
+    # Without effect on the answer.
+    metadata: dict[str, Text] | None = None
+    store: bool | None = None
+    service_tier: Text | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _agrees_with_max_tokens(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        older = info.data.get("max_tokens")
+        if limit is not None and older is not None and limit != older:
+            raise PydanticCustomError("max_tokens", "Contradicts max_tokens, its older name; send one of them")
+        return limit
+
+    def conversation(self) -> list[Mapping[str, str]]:
+        """Returns the messages as chat templates take them."""
+        return [message.as_template_input() for message in self.messages]
+
+    def sampling(self) -> SamplingParams:
+        """Returns how the answer is to be drawn; without a limit it may fill the context."""
+        return self._sampling(self.max_completion_tokens or self.max_tokens)
+
+
+def _prompt_kind(prompt: JsonValue) -> str | None:
+    if not isinstance(prompt, list):
+        return "<string>" if isinstance(prompt, str) else None
+    first = prompt[0] if prompt else None
+    return {list: "<token lists>", int: "<tokens>"}.get(type(first), "<strings>")
+
+
+_PROMPT_KINDS = Discriminator(
+    _prompt_kind,
+    custom_error_type="prompt_type",
+    custom_error_message="Must be a string, a list of strings, a list of tokens or a list of lists of tokens",
+)
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Prompts = Annotated[
+    Annotated[NonEmptyText, Tag("<string>")]
+    | Annotated[Tokens, Tag("<tokens>")]
+    | Annotated[list[NonEmptyText], Tag("<strings>"), Field(min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[list[Tokens], Tag("<token lists>"), Field(min_length=1, max_length=_MAX_PROMPTS)],
+    _PROMPT_KINDS,
+]
+Inputs = Annotated[
+    Annotated[NonEmptyText, Tag("<string>")]
+    | Annotated[Tokens, Tag("<tokens>")]
+    | Annotated[list[NonEmptyText], Tag("<strings>"), Field(min_length=1, max_length=_MAX_INPUTS)]
+    | Annotated[list[Tokens], Tag("<token lists>"), Field(min_length=1, max_length=_MAX_INPUTS)],
+    _PROMPT_KINDS,
+]
+
+
+def _as_list(prompts: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    if isinstance(prompts, str):
+        return [prompts]
+    texts_or_lists = [prompt for prompt in prompts if not isinstance(prompt, int)]
+    return list(texts_or_lists) or [[token for token in prompts if isinstance(token, int)]]
+
+
+class CompletionRequest(_GenerationRequest):
+    """Body of POST /v1/completions."""
+
+    prompt: Prompts
+    echo: Annotated[bool | None, _only(False)] = None
+    best_of: Annotated[int | None, _only(1)] = None
+    logprobs: Annotated[int | None, _only()] = None
+    suffix: Annotated[Text | None, _only("")] = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """Returns each prompt, as text or as tokens."""
+        return _as_list(self.prompt)
+
+    def sampling(self) -> SamplingParams:
+        """Returns how each answer is to be drawn; without a limit it is short, as OpenAI has it."""
+        return self._sampling(self.max_tokens or _COMPLETION_MAX_TOKENS)
+
+
+class EmbeddingRequest(_Strict):
+    """Body of POST /v1/embeddings."""
+
+    model: NonEmptyText
+    input: Inputs
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int | None, _only()] = None
+    user: Text | None = None  # without effect on the answer
+
+    def inputs(self) -> list[str | list[int]]:
+        """Returns each input, as text or as tokens."""
+        return _as_list(self.input)

@@ -1,0 +1,247 @@
+"""What clients get, as OpenAI's API reference has it, with SambaNova's and our own figures in `usage`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+import uuid
+from importlib.metadata import version
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, Field
+
+from ..request import FinishReason, Residency
+from ..request import Usage as EngineUsage
+
+__all__ = [
+    "ChatChoice",
+    "ChatChunk",
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatMessage",
+    "Completion",
+    "CompletionChoice",
+    "CompletionChunk",
+    "CompletionChunkChoice",
+    "EmbeddingItem",
+    "EmbeddingList",
+    "EmbeddingUsage",
+    "ModelBytes",
+    "ModelItem",
+    "ModelList",
+    "Usage",
+    "new_id",
+    "now",
+    "system_fingerprint",
+]
+
+Seconds: TypeAlias = Annotated[float, Field(ge=0)]
+
+
+def new_id(prefix: str) -> str:
+    """Returns an id that no other response has."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    """Returns seconds since the epoch."""
+    return int(time.time())
+
+
+@functools.cache
+def system_fingerprint(bundle: str) -> str:
+    """Returns a name for what computes the answers: this version of plait and the bundle."""
+    return "fp_" + hashlib.sha256(f"{version('plait')}/{bundle}".encode()).hexdigest()[:12]
+
+
+class PromptTokensDetails(BaseModel):
+    """Of the prompt's tokens, those that were not computed again."""
+
+    cached_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """What an answer cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    time_to_first_token: Seconds
+    total_latency: Seconds
+    completion_tokens_per_sec: float  # of the whole time
+    completion_tokens_after_first_per_sec: float  # of the time after the first token; 0 for an answer of one
+    queue_ms: float
+    switch_ms: float  # of the queue's time, waiting for the model to be made hot
+
+    @classmethod
+    def of(cls, usage: EngineUsage) -> Usage:
+        """Returns the engine's account in the API's terms."""
+        after_first_seconds = usage.total_seconds - usage.time_to_first_token_seconds
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            time_to_first_token=usage.time_to_first_token_seconds,
+            total_latency=usage.total_seconds,
+            completion_tokens_per_sec=_rate(usage.completion_tokens, usage.total_seconds),
+            completion_tokens_after_first_per_sec=_rate(usage.completion_tokens - 1, after_first_seconds),
+            queue_ms=usage.queue_seconds * 1000,
+            switch_ms=usage.switch_seconds * 1000,
+        )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if count > 0 and seconds > 0 else 0.0
+
+
+class ChatMessage(BaseModel):
+    """An answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+    annotations: list[str] = []  # always empty: there are no citations
+
+
+class ChatChoice(BaseModel):
+    """One answer of a chat completion."""
+
+    index: int
+    message: ChatMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """Body of a chat completion."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(BaseModel):
+    """One step of a streamed answer."""
+
+    index: int
+    delta: dict[str, str | None]
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    """One event of a streamed chat completion; `usage` is left out unless the client asked for it."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatDelta]
+    usage: Usage | None = None
+
+
+class CompletionChoice(BaseModel):
+    """One answer of a text completion."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class Completion(BaseModel):
+    """Body of a text completion."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunkChoice(BaseModel):
+    """One step of a streamed text completion."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class CompletionChunk(BaseModel):
+    """One event of a streamed text completion; `usage` is left out unless the client asked for it."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+
+
+class EmbeddingItem(BaseModel):
+    """One vector: a list of numbers, or little-endian f32 in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """What vectors cost."""
+
+    prompt_tokens: int
+    total_tokens: int
+    total_latency: Seconds
+    queue_ms: float
+    switch_ms: float
+
+
+class EmbeddingList(BaseModel):
+    """Body of an embeddings response."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+
+
+class ModelBytes(BaseModel):
+    """What a model takes of memory while it is hot."""
+
+    weights: int
+    kv: int
+    workspace: int
+
+
+class ModelItem(BaseModel):
+    """A model, what it can do and where it is now."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    context_length: int
+    max_completion_tokens: int
+    capabilities: list[str]
+    residency: Residency
+    bytes: ModelBytes
+    aliases: list[str]
+    pin: str | None
+
+
+class ModelList(BaseModel):
+    """Body of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelItem]

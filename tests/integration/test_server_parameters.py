@@ -1,0 +1,252 @@
+"""What is not supported is refused by name; what has no effect is accepted."""
+
+import json
+
+import pytest
+
+USER = [{"role": "user", "content": "hello"}]
+TEXT_PART = {"type": "text", "text": "hello"}
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def chat(http, **fields):
+    return http.post("/v1/chat/completions", json={"model": "chat", "messages": USER, **fields})
+
+
+def assert_refused(response, param: str | None, code: str | None = None) -> None:
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    if param is not None:
+        assert param in error["message"]
+    if code is not None:
+        assert error["code"] == code
+
+
+REFUSED = {
+    "temperature too high": ({"temperature": 2.5}, "temperature", "decimal_above_max_value"),
+    "temperature negative": ({"temperature": -1}, "temperature", "integer_below_min_value"),
+    "temperature text": ({"temperature": "1"}, "temperature", "invalid_type"),
+    "temperature bool": ({"temperature": True}, "temperature", "invalid_type"),
+    "top_p zero": ({"top_p": 0}, "top_p", "integer_below_min_value"),
+    "top_p above one": ({"top_p": 1.1}, "top_p", "decimal_above_max_value"),
+    "max_tokens zero": ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+    "max_tokens float": ({"max_tokens": 1.5}, "max_tokens", "invalid_type"),
+    "max_tokens huge": ({"max_tokens": 10**30}, "max_tokens", "integer_above_max_value"),
+    "limits that disagree": ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", None),
+    "seed huge": ({"seed": 2**63}, "seed", "integer_above_max_value"),
+    "stop too many": ({"stop": list("abcde")}, "stop", "array_above_max_length"),
+    "stop empty": ({"stop": ""}, "stop", "empty_string"),
+    "stop number": ({"stop": 7}, "stop", "invalid_type"),
+    "stop of numbers": ({"stop": ["a", 7]}, "stop[1]", "invalid_type"),
+    "stream text": ({"stream": "yes"}, "stream", "invalid_type"),
+    "stream_options without stream": ({"stream_options": {"include_usage": True}}, "stream_options", None),
+    "stream_options unknown": (
+        {"stream": True, "stream_options": {"colour": 1}},
+        "stream_options.colour",
+        "unknown_parameter",
+    ),
+    "obfuscation": (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "unsupported_parameter",
+    ),
+    "n": ({"n": 2}, "n", "unsupported_parameter"),
+    "n bool": ({"n": True}, "n", "invalid_type"),
+    "presence_penalty": ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+    "frequency_penalty": ({"frequency_penalty": -1}, "frequency_penalty", "unsupported_parameter"),
+    "logit_bias": ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
+    "logprobs": ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+    "top_logprobs": ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
+    "tools": ({"tools": [TOOL], "tool_choice": "required"}, "tools", "unsupported_parameter"),
+    "tool_choice": ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+    "json": ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    "audio": ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
+    "reasoning": ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
+    "unknown": ({"top_banana": 1}, "top_banana", "unknown_parameter"),
+    "unknown that looks like a branch": ({"<x>": 1}, "<x>", "unknown_parameter"),
+    "messages missing": ({"messages": None}, "messages", "invalid_type"),
+    "messages empty": ({"messages": []}, "messages", "empty_array"),
+    "message not an object": ({"messages": ["hi"]}, "messages[0]", "invalid_type"),
+    "content missing": ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+    "content number": ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "invalid_type"),
+    "content no parts": ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "empty_array"),
+    "image": (
+        {"messages": [{"role": "user", "content": [TEXT_PART, IMAGE_PART]}]},
+        "messages[0].content[1]",
+        "unsupported_parameter",
+    ),
+    "role unknown": ({"messages": [{"role": "alien", "content": "x"}]}, "messages[0].role", "invalid_value"),
+    "role tool": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_parameter"),
+    "name": ({"messages": [{**USER[0], "name": "Ann"}]}, "messages[0].name", "unsupported_parameter"),
+    "tool calls": ({"messages": [{**USER[0], "tool_calls": [{}]}]}, "messages[0].tool_calls", "unsupported_parameter"),
+    "message field": ({"messages": [{**USER[0], "mood": "x"}]}, "messages[0].mood", "unknown_parameter"),
+    "model number": ({"model": 7}, "model", "invalid_type"),
+    "embedding model": ({"model": "embed"}, "model", "unsupported_model"),
+    "template's refusal": ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "invalid_value"),
+    "context": ({"max_tokens": 1000}, "messages", "context_length_exceeded"),
+}
+
+
+@pytest.mark.parametrize(("fields", "param", "code"), REFUSED.values(), ids=REFUSED.keys())
+def test_chat_refuses_by_name(http, fields, param, code) -> None:
+    response = chat(http, **fields)
+    if code == "context_length_exceeded":
+        assert response.json()["error"]["param"] == param
+        assert response.json()["error"]["code"] == code
+    else:
+        assert_refused(response, param, code)
+
+
+def test_a_refusal_shows_value_and_limit(http) -> None:
+    message = chat(http, temperature=2.5).json()["error"]["message"]
+    assert message == "'temperature' is 2.5: input should be less than or equal to 2"
+
+
+def test_a_refusal_does_not_echo_long_values(http) -> None:
+    assert len(chat(http, temperature="x" * 10_000).json()["error"]["message"]) < 200
+
+
+WITHOUT_EFFECT = {
+    "defaults spelled out": {
+        "n": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logprobs": False,
+        "top_logprobs": 0,
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "text"},
+        "logit_bias": {},
+        "modalities": ["text"],
+        "stop": [],
+        "stream": False,
+    },
+    "nulls": dict.fromkeys(
+        ["n", "tools", "tool_choice", "stop", "seed", "temperature", "top_p", "max_tokens", "stream_options", "user"]
+    ),
+    "bookkeeping": {
+        "user": "ann",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "safety_identifier": "x",
+        "prompt_cache_key": "y",
+    },
+    "both limits agree": {"max_tokens": 20, "max_completion_tokens": 20},
+}
+
+
+@pytest.mark.parametrize("fields", WITHOUT_EFFECT.values(), ids=WITHOUT_EFFECT.keys())
+def test_what_has_no_effect_is_accepted(http, fields) -> None:
+    response = chat(http, **fields)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"] == "hello"
+
+
+def test_supported_parameters_reach_the_engine(http, engine) -> None:
+    chat(http, max_tokens=9, temperature=0.5, top_p=0.9, seed=-1, stop=["x", "yz"])
+    params = engine.params[-1]
+    assert (params.max_tokens, params.temperature, params.top_p, params.stop) == (9, 0.5, 0.9, ("x", "yz"))
+    assert params.seed == 2**63 - 1
+    chat(http, stop="x")
+    assert engine.params[-1].stop == ("x",)
+    assert (engine.params[-1].max_tokens, engine.params[-1].temperature, engine.params[-1].seed) == (None, None, None)
+
+
+def test_text_parts_are_joined_and_developer_is_system(http) -> None:
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [TEXT_PART, {"type": "text", "text": " there"}]},
+    ]
+    assert chat(http, messages=messages).json()["choices"][0]["message"]["content"] == "hello there"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"prompt": [[1], []]}, "prompt[1]"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": 7}, "prompt"),
+        ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "logprobs": 0}, "logprobs"),
+        ({"prompt": "x", "best_of": 2}, "best_of"),
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": "x", "messages": []}, "messages"),
+        ({"prompt": "x", "model": "embed"}, "model"),
+        ({}, "prompt"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else value,
+)
+def test_completions_refuse_by_name(http, fields, param) -> None:
+    assert_refused(http.post("/v1/completions", json={"model": "chat", **fields}), param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["a", ""]}, "input[1]"),
+        ({"input": [[1], ["a"]]}, "input[1][0]"),
+        ({"input": "x", "dimensions": 64}, "dimensions"),
+        ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": "x", "model": "chat"}, "model"),
+        ({"input": "x", "truncate": True}, "truncate"),
+        ({}, "input"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else value,
+)
+def test_embeddings_refuse_by_name(http, fields, param) -> None:
+    assert_refused(http.post("/v1/embeddings", json={"model": "embed", **fields}), param)
+
+
+def test_an_input_that_is_too_long_is_named(http) -> None:
+    error = http.post("/v1/embeddings", json={"model": "embed", "input": "x" * 500}).json()["error"]
+    assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
+
+
+def test_a_missing_model_is_named(http) -> None:
+    assert_refused(http.post("/v1/chat/completions", json={"messages": USER}), "model", "missing_required_parameter")
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "code"),
+    [
+        (b"{", {"content-type": "application/json"}, "invalid_json"),
+        (b"", {"content-type": "application/json"}, "invalid_body"),
+        (b"[]", {"content-type": "application/json"}, "invalid_body"),
+        (b"null", {"content-type": "application/json"}, "invalid_body"),
+        (b"\xff\xfe\x00", {"content-type": "application/json"}, None),
+        (b"[" * 50_000, {"content-type": "application/json"}, None),
+        (b'{"model": "chat"}', {"content-type": "text/plain"}, "invalid_body"),
+    ],
+    ids=["cut off", "empty", "a list", "null", "not text", "very deep", "not sent as JSON"],
+)
+def test_a_body_that_is_no_json_object_is_refused(http, content, headers, code) -> None:
+    assert_refused(http.post("/v1/chat/completions", content=content, headers=headers), None, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (r'{"model": "chat", "messages": [{"role": "user", "content": "\ud800"}]}', "messages[0].content"),
+        (r'{"model": "\ud800", "messages": [{"role": "user", "content": "x"}]}', "model"),
+        (r'{"model": "chat", "messages": [{"role": "user", "content": "x"}], "\ud800": 1}', "\ud800"),
+        (r'{"model": "chat", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
+        (r'{"model": "chat", "messages": [{"role": "user", "content": "x"}], "top_p": Infinity}', "top_p"),
+    ],
+    ids=["content", "model", "key", "nan", "infinity"],
+)
+def test_text_without_utf8_and_numbers_without_value_are_refused(http, body, param) -> None:
+    headers = {"content-type": "application/json"}
+    response = http.post("/v1/chat/completions", content=body.encode(), headers=headers)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] in (param, None)
