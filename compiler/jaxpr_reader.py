@@ -20,7 +20,7 @@ from ..models.layers import parse_op_name
 from .graph import Graph, Operation, Option, Value, ValueKind
 from .ops.arrays import AnyJaxpr, Atom, called_jaxpr, closed_over, dtype_of, open_jaxpr, shape_of
 from .ops.flops import equation_flops
-from .ops.loops import fold, known_integer, trip_count
+from .ops.loops import fold, known_integer, scan_layout, trip_count
 from .ops.traffic import equation_traffic, is_view, updates_operand
 from .source import source_line
 
@@ -304,7 +304,7 @@ def _result_bytes(equation: JaxprEqn) -> tuple[int, ...]:
 
 def _scan(reader: _Reader, equation: JaxprEqn, operands: Sequence[_Operand], where: _Where) -> list[_Operand]:
     params = equation.params
-    trips, num_consts, num_carry = params["length"], params["num_consts"], params["num_carry"]
+    trips, (num_consts, num_carry) = params["length"], scan_layout(equation)
     numbers = [operand.number if i < num_consts else None for i, operand in enumerate(operands)]
     carries = range(num_consts, num_consts + num_carry)
     body = reader.body(params["jaxpr"], "body", numbers, where, carries)

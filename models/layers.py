@@ -20,7 +20,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 __all__ = [
@@ -64,7 +64,7 @@ def _named_op(function: Callable[..., Array | tuple[Array, ...]]):
         return jax.jit(op)
 
     @functools.wraps(function)
-    def call(*arrays: Array, **options: Option):
+    def call(*arrays: ArrayLike, **options: Option):
         return jitted(tuple(sorted(options.items())))(*arrays)
 
     NAMED_OPS.add(function.__name__)

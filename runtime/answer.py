@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .request import Piece, Usage
 from .events import Reply
+from .request import Piece, Usage
 from .tokenizer import Detokenizer, StopMatcher, Tokenizer
 
 __all__ = ["Answer"]
@@ -26,6 +26,7 @@ class Answer:
         self._submitted_at = submitted_at
         self._first_token_at: float | None = None
         self._num_tokens = 0
+        self._unsent: list[int] = []  # tokens whose text is not final yet
 
     def push(self, reply: Reply, now: float) -> Piece | None:
         """Returns the piece that a reply makes final, or None if it makes none.
@@ -35,18 +36,23 @@ class Answer:
         if reply.tokens and self._first_token_at is None:
             self._first_token_at = now
         text = ""
-        for index, token in enumerate(reply.tokens):
+        for token in reply.tokens:
             self._num_tokens += 1
+            self._unsent.append(token)
             part, is_stopped = self._stops.push(self._detokenizer.push(token))
             text += part
             if is_stopped:
-                return Piece(text, reply.tokens[: index + 1], "stop", self._usage(reply, now))
+                return Piece(text, self._take_tokens(), "stop", self._usage(reply, now))
         if reply.finish_reason is None:
-            return Piece(text, reply.tokens) if text else None
+            return Piece(text, self._take_tokens()) if text else None
         part, is_stopped = self._stops.push(self._detokenizer.flush())
         text += part if is_stopped else part + self._stops.flush()
         reason = "stop" if is_stopped else reply.finish_reason
-        return Piece(text, reply.tokens, reason, self._usage(reply, now))
+        return Piece(text, self._take_tokens(), reason, self._usage(reply, now))
+
+    def _take_tokens(self) -> tuple[int, ...]:
+        taken, self._unsent = tuple(self._unsent), []
+        return taken
 
     def _usage(self, reply: Reply, now: float) -> Usage:
         timing = reply.timing

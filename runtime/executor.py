@@ -34,11 +34,10 @@ _LOADERS = 2  # programs that are compiled or read from the cache at once
 
 @dataclass(frozen=True)
 class MemoryReading:
-    """Bytes in use as JAX knows them."""
+    """Bytes in use, by the plan or by JAX. A program is in use if it ran since the models in the tiers changed."""
 
-    hbm_bytes: int  # live arrays in the device's memory
-    ddr_bytes: int  # live arrays in pinned_host memory
-    step_bytes: int  # temporaries and results of the largest program that ran since the last change of tiers
+    hbm_bytes: int  # of the device's memory: arrays, and temporaries and results of the largest program in use
+    ddr_bytes: int  # of pinned_host memory: arrays
 
 
 class JaxExecutor:
@@ -56,7 +55,7 @@ class JaxExecutor:
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
         self._programs: dict[tuple[str, Configuration], Executable] = {}
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
-        self._step_bytes = 0
+        self._in_use: set[tuple[str, Configuration]] = set()
         self.vectors: Vectors = {}  # of finished embedding steps, until somebody takes them
 
     def load_programs(self, progress: Callable[[int, int], None]) -> tuple[ModelEntry, ...]:
@@ -104,12 +103,12 @@ class JaxExecutor:
     def arrived(self, transfer: Transfer, moved: Moved) -> None:
         """Takes over what `copy` made."""
         self._tiers[transfer.destination][transfer.model] = moved
-        self._step_bytes = 0
+        self._in_use.clear()
 
     def evict(self, evict: Evict) -> None:
         """Frees a model's bytes in a tier."""
         self._tiers[evict.tier].pop(evict.model).release()
-        self._step_bytes = 0
+        self._in_use.clear()
 
     def release(self) -> None:
         """Frees everything."""
@@ -119,13 +118,32 @@ class JaxExecutor:
             models.clear()
 
     def measure(self) -> MemoryReading:
-        """Reads the bytes in use from JAX: live arrays by memory kind, and what the largest recent step needed."""
+        """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned."""
         by_kind: dict[str | None, int] = {}
         for array in jax.live_arrays():
             kind = array.sharding.memory_kind
             by_kind[kind] = by_kind.get(kind, 0) + array.nbytes
+        programs = (self._programs[key] for key in self._in_use)
+        step = max((program.temporary_bytes + program.output_bytes for program in programs), default=0)
         ddr = self._kinds.get("ddr")
-        return MemoryReading(by_kind.get(self._kinds["hbm"], 0), by_kind.get(ddr, 0) if ddr else 0, self._step_bytes)
+        return MemoryReading(by_kind.get(self._kinds["hbm"], 0) + step, by_kind.get(ddr, 0) if ddr else 0)
+
+    def predict(self) -> MemoryReading:
+        """Returns the bytes in use by the manifest."""
+        models = {entry.name: entry for entry in self._bundle.manifest.models}
+        step = max(
+            (
+                program.temporary_bytes + program.output_bytes
+                for name, entry in models.items()
+                for program in entry.programs
+                if (name, program.configuration) in self._in_use
+            ),
+            default=0,
+        )
+        return MemoryReading(
+            sum(models[name].resident_bytes for name in self._tiers["hbm"]) + step,
+            sum(models[name].weights_bytes for name in self._tiers["ddr"]),
+        )
 
     def _load(self, job: tuple[ModelEntry, ProgramEntry]) -> Executable:
         entry, program = job
@@ -144,9 +162,8 @@ class JaxExecutor:
         return dataclasses.replace(entry, programs=tuple(programs))
 
     def _executable(self, step: Step) -> Executable:
-        executable = self._programs[step.model, step.configuration]
-        self._step_bytes = max(self._step_bytes, executable.temporary_bytes + executable.output_bytes)
-        return executable
+        self._in_use.add((step.model, step.configuration))
+        return self._programs[step.model, step.configuration]
 
     def _embed(self, step: Embed) -> StepDone:
         shapes = step.configuration

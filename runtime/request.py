@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["EmbedResult", "FinishReason", "ModelStatus", "Piece", "Residency", "SamplingParams", "Usage"]
+__all__ = ["Completion", "EmbedResult", "FinishReason", "ModelStatus", "Piece", "Residency", "SamplingParams", "Usage"]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]
@@ -45,6 +45,16 @@ class Piece:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
 
 
 @dataclass(frozen=True)

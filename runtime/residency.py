@@ -74,6 +74,7 @@ class _Place:
     tiers: set[TierName] = field(default_factory=lambda: {"disk"})  # that hold it whole
     arriving: TierName | None = None  # that it is on its way to
     last_used_at: float = 0.0
+    arrived_at: float = 0.0  # in the tier that it came to last
 
 
 class ResidencyManager:
@@ -90,7 +91,7 @@ class ResidencyManager:
         self.budget = budget
         self._models = {model.name: model for model in models}
         self._places = {model.name: _Place() for model in models}
-        self._tiered = tiered
+        self.is_tiered = tiered
 
     def residency(self, model: str) -> Residency:
         """Returns whether a model is hot, warm or cold."""
@@ -105,9 +106,9 @@ class ResidencyManager:
         """Returns the bytes charged to a tier, those on their way included."""
         return self._charge(tier, self._holders(tier))
 
-    def last_used_at(self, model: str) -> float:
-        """Returns when the model last computed or arrived."""
-        return self._places[model].last_used_at
+    def arrived_at(self, model: str) -> float:
+        """Returns when the model came to the tier that it came to last."""
+        return self._places[model].arrived_at
 
     def touch(self, model: str, now: float) -> None:
         """Records that a model computed."""
@@ -115,7 +116,7 @@ class ResidencyManager:
 
     def next_hop(self, model: str) -> tuple[TierName, TierName]:
         """Returns source and destination of the next transfer on the way to hbm."""
-        if not self._tiered:
+        if not self.is_tiered:
             return "disk", "hbm"
         return ("ddr", "hbm") if "ddr" in self._places[model].tiers else ("disk", "ddr")
 
@@ -158,7 +159,7 @@ class ResidencyManager:
         assert place.arriving is not None, model
         place.tiers.add(place.arriving)
         place.arriving = None
-        place.last_used_at = now
+        place.last_used_at = place.arrived_at = now
 
     def fail(self, model: str) -> None:
         """Takes back the charge of a transfer that failed."""

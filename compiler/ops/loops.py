@@ -1,8 +1,8 @@
-"""How often a `while` loop runs, where its jaxpr tells.
+"""What a loop repeats: the layout of a `scan`, and how often a `while` runs, where its jaxpr tells.
 
-A counter that starts at a known integer, moves by a known step and is compared with a known bound: the forms that
-`lax.fori_loop` and hand-written counted loops take. The condition and the body are evaluated on affine values, "carry
-k plus an offset"; whatever is not affine is unknown.
+A known trip count takes a counter that starts at a known integer, moves by a known step and is compared with a known
+bound: the forms that `lax.fori_loop` and hand-written counted loops take. The condition and the body are evaluated on
+affine values, "carry k plus an offset"; whatever is not affine is unknown.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
-from .arrays import AnyJaxpr, called_jaxpr, closed_over, dtype_of, open_jaxpr, shape_of
+from .arrays import AnyJaxpr, Atom, called_jaxpr, closed_over, dtype_of, open_jaxpr, shape_of
 
-__all__ = ["Affine", "fold", "known_integer", "trip_count"]
+__all__ = ["Affine", "fold", "known_integer", "scan_layout", "trip_count"]
 
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
 
@@ -53,6 +53,22 @@ def fold(equation: JaxprEqn, operands: Sequence[int | None]) -> int | None:
     """Returns the integer that an equation yields for known operands, or None."""
     result = _apply(equation, [None if number is None else Affine(None, number) for number in operands])
     return result.offset if isinstance(result, Affine) else None
+
+
+def scan_layout(equation: JaxprEqn) -> tuple[int, int]:
+    """Returns the number of constants and of carries of a `scan`, which come before the arrays that it scans.
+
+    Read off the shapes, as the parameters that say so have changed between JAX releases: what is scanned or stacked
+    has one dimension more outside the body than inside.
+    """
+    body = open_jaxpr(equation.params["jaxpr"])
+    num_scanned = _num_of_other_rank(equation.invars, body.invars)
+    num_carries = len(body.outvars) - _num_of_other_rank(equation.outvars, body.outvars)
+    return len(body.invars) - num_scanned - num_carries, num_carries
+
+
+def _num_of_other_rank(outer: Sequence[Atom], inner: Sequence[Atom]) -> int:
+    return sum(len(shape_of(x)) != len(shape_of(y)) for x, y in zip(outer, inner, strict=True))
 
 
 def trip_count(equation: JaxprEqn, operands: Sequence[int | None]) -> int | None:

@@ -66,13 +66,13 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def assert_holds(checkpoint: Checkpoint, weights: Weights, **tolerance: float) -> None:
+def assert_holds(checkpoint: Checkpoint, weights: Weights, *, rtol: float = 0.0, atol: float = 0.0) -> None:
     assert checkpoint.tensor_names == tuple(weights)
     for name, expected in weights.items():
         tensor = checkpoint.read(name)
         assert tensor.dtype == np.float32
         assert tensor.flags.c_contiguous
-        np.testing.assert_allclose(tensor, expected, err_msg=name, **tolerance)
+        np.testing.assert_allclose(tensor, expected, rtol=rtol, atol=atol, err_msg=name)
 
 
 # GGUF

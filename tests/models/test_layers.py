@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from plait.models.layers import (
     vocabulary_max,
 )
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+assert_close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 
 def values(*shape: int, seed: int = 0) -> np.ndarray:
@@ -63,7 +64,7 @@ def test_calls_with_equal_options_share_one_compilation():
 
 def test_linear_is_a_product_with_rows_of_weights():
     x, weight, bias = values(2, 5, 3), values(4, 3, seed=1), values(4, seed=2)
-    np.testing.assert_allclose(linear(x, weight, bias), x @ weight.T + bias, **CLOSE)
+    assert_close(linear(x, weight, bias), x @ weight.T + bias)
 
 
 def test_linear_keeps_the_dtype_of_its_input():
@@ -117,7 +118,7 @@ def softmax_mix(query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: 
     """Attention of one query vector over rows of keys and values."""
     scores = np.array([scale * float(np.dot(query, key)) for key in keys])
     weights = np.exp(scores - scores.max())
-    return sum(weight * value for weight, value in zip(weights / weights.sum(), values, strict=True))
+    return np.sum([w * value for w, value in zip(weights / weights.sum(), values, strict=True)], axis=0)
 
 
 def test_attention_is_the_naive_loop_over_the_extended_cache():
@@ -134,7 +135,7 @@ def test_attention_is_the_naive_loop_over_the_extended_cache():
     for b, n, head in np.ndindex(batch, new, heads):
         seen, group = slice(start[b] + n + 1), head // (heads // kv_heads)
         expected = softmax_mix(query[b, n, head], keys[b, seen, group], cached[b, seen, group], 0.5)
-        np.testing.assert_allclose(out[b, n, head], expected, **CLOSE)
+        assert_close(out[b, n, head], expected)
 
 
 def test_attention_drops_what_is_past_the_end_of_the_cache():
@@ -151,7 +152,7 @@ def test_self_attention_sees_each_sequence_up_to_its_length():
     for b, n, head in np.ndindex(2, 5, 2):
         seen = slice(lengths[b])
         expected = softmax_mix(query[b, n, head], key[b, seen, head], value[b, seen, head], 0.5)
-        np.testing.assert_allclose(out[b, n, head], expected, **CLOSE)
+        assert_close(out[b, n, head], expected)
 
 
 def test_vocabulary_max_is_the_largest_of_each_entry_over_valid_tokens():
@@ -161,9 +162,9 @@ def test_vocabulary_max_is_the_largest_of_each_entry_over_valid_tokens():
     for b in range(3):
         logits = [weight @ token + bias for token in x[b, : lengths[b]]]
         expected = np.max([np.log1p(np.maximum(row, 0)) for row in logits], axis=0) if logits else np.zeros(6)
-        np.testing.assert_allclose(vectors[b], expected, **CLOSE)
+        assert_close(vectors[b], expected)
 
 
 def test_normalize_leaves_a_zero_row_zero():
     rows = np.asarray(normalize(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)))
-    np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 0.0]], **CLOSE)
+    assert_close(rows, [[0.6, 0.8], [0.0, 0.0]])

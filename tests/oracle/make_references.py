@@ -8,7 +8,7 @@ Run by `make oracle` in an environment with the extra `oracle`; nothing else nee
     reference_about.json    the texts, the versions and the command that made these files
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
 
 from __future__ import annotations
 

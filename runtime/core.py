@@ -1,0 +1,332 @@
+"""The engine's threads: between the scheduler, which decides, and the executor, which does.
+
+The engine thread takes events from a queue, hands them to the scheduler and carries its actions out; a step runs on
+it to its end. The transfer thread copies, one transfer after the other. Nothing else touches either object. Replies
+go to the sink that came with a request: a function that must be quick and must not block.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from ..errors import ExecutionError, PlaitError, QueueFullError, ShuttingDownError
+from .clock import Clock
+from .events import (
+    Action,
+    Arrival,
+    Cancel,
+    Decode,
+    Embed,
+    Event,
+    Evict,
+    Prefill,
+    Reply,
+    Request,
+    SetTimer,
+    Step,
+    StepFailed,
+    TierName,
+    Timer,
+    Transfer,
+    TransferDone,
+    TransferFailed,
+    TransferProgressed,
+)
+from .executor import JaxExecutor
+from .metrics import Metrics
+from .scheduler import Scheduler
+from .tiers import Moved, TransferRecord
+
+__all__ = ["EngineCore", "Outcome", "Sink", "TierUse"]
+
+_LOG = logging.getLogger(__name__)
+_KEPT_RECORDS = 10_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A reply as a sink gets it."""
+
+    reply: Reply
+    vectors: tuple[np.ndarray, ...] = ()  # with the end of an embedding request, in the order of its sequences
+
+
+Sink: TypeAlias = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True)
+class TierUse:
+    """Bytes of one tier: what the plan says, what the scheduler charges and what JAX holds."""
+
+    tier: TierName
+    budget_bytes: int
+    charged_bytes: int  # now: weights, KV pools and the largest workspace, whether it is in use or not
+    peak_charged_bytes: int
+    predicted_bytes: int  # at the measured peak: by the plan, for the models and programs that were in use then
+    measured_bytes: int  # at its peak: live arrays, and temporaries and results of the step that ran
+
+
+@dataclass(eq=False)
+class _Client:
+    sink: Sink
+    model: str
+    last_token_at: float | None = None
+    has_started: bool = False
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """A transfer that is done, with what it made."""
+
+    transfer: Transfer
+    moved: Moved
+
+
+class _Stop:
+    """Ends a thread."""
+
+
+class EngineCore:
+    """Runs a scheduler's actions on an executor.
+
+    Args:
+        scheduler: Decides; belongs to the engine thread from `start` on.
+        executor: Does.
+        clock: The scheduler's time.
+        metrics: Told what happens.
+        max_requests: Requests under way at once; further ones are refused.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, executor: JaxExecutor, clock: Clock, metrics: Metrics, *, max_requests: int
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._clock = clock
+        self._metrics = metrics
+        self._max_requests = max_requests
+        self._events: queue.SimpleQueue[Event | _Arrived | _Stop] = queue.SimpleQueue()
+        self._transfers: queue.SimpleQueue[Transfer | _Stop] = queue.SimpleQueue()
+        self._timers: list[tuple[float, int]] = []
+        self._clients: dict[int, _Client] = {}
+        self._lock = threading.Lock()  # of `_clients` and `_is_closing`
+        self._is_closing = False
+        self._settled = threading.Event()
+        self._uses: dict[TierName, TierUse] = {}
+        self.records: deque[TransferRecord] = deque(maxlen=_KEPT_RECORDS)
+        self._engine_thread = threading.Thread(target=self._run_engine, name="plait-engine", daemon=True)
+        self._transfer_thread = threading.Thread(target=self._run_transfers, name="plait-transfer", daemon=True)
+
+    def start(self) -> None:
+        """Starts the threads and returns when pinned models are hot and the others as close as there is room."""
+        self._engine_thread.start()
+        self._transfer_thread.start()
+        self._settled.wait()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether requests are taken."""
+        return self._settled.is_set() and not self._is_closing and self._engine_thread.is_alive()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Hands a request in; its outcomes go to `sink`, on the engine thread.
+
+        Raises:
+            QueueFullError: if too many are under way.
+            ShuttingDownError: if the engine is closing.
+            ExecutionError: if the engine has died.
+        """
+        with self._lock:
+            if self._is_closing:
+                raise ShuttingDownError("the runtime is shutting down")
+            if not self._engine_thread.is_alive():
+                raise ExecutionError("the engine has stopped after an internal error; see its log")
+            if len(self._clients) >= self._max_requests:
+                raise QueueFullError(
+                    f"{len(self._clients)} requests are under way, the limit is {self._max_requests}; try again later"
+                )
+            self._clients[request.id] = _Client(sink, request.model)
+        self._metrics.request_arrived(request.model, self._scheduler.residency.residency(request.model))
+        self._events.put(Arrival(request))
+
+    def release(self, request_id: int) -> bool:
+        """Ends a request if it is under way, and returns whether it was; nothing more goes to its sink."""
+        with self._lock:
+            client = self._clients.pop(request_id, None)
+        if client is not None:
+            self._events.put(Cancel(request_id))
+        return client is not None
+
+    def close(self) -> None:
+        """Fails what is under way, ends the threads and frees all memory. May be called more than once."""
+        with self._lock:
+            self._is_closing = True
+        if self._engine_thread.is_alive():
+            self._events.put(_Stop())
+            self._engine_thread.join()
+            self._transfers.put(_Stop())
+            self._transfer_thread.join()
+        self._executor.release()
+
+    def tier_uses(self) -> tuple[TierUse, ...]:
+        """Returns the use of each tier."""
+        return tuple(self._uses.values())
+
+    # The engine thread
+
+    def _run_engine(self) -> None:
+        message = "the runtime was shut down"
+        try:
+            self._perform(self._scheduler.start(self._clock.now()))
+            while not isinstance(item := self._next_event(), _Stop):
+                self._handle(item)
+        except Exception:
+            _LOG.exception("the engine has failed")
+            message = "the engine has stopped after an internal error"
+        finally:
+            self._settled.set()
+            self._fail_all(message)
+
+    def _next_event(self) -> Event | _Arrived | _Stop:
+        try:
+            if not self._timers:
+                return self._events.get()
+            return self._events.get(timeout=max(0.0, self._timers[0][0] - self._clock.now()))
+        except queue.Empty:
+            return Timer(heapq.heappop(self._timers)[1])
+
+    def _handle(self, item: Event | _Arrived) -> None:
+        if isinstance(item, _Arrived):
+            self._arrived(item)
+            item = TransferDone(item.transfer.transfer_id)
+        if isinstance(item, Cancel):
+            self._forget_vectors(item.request_id)
+        self._perform(self._scheduler.handle(item, self._clock.now()))
+        if not self._settled.is_set() and self._scheduler.is_settled:
+            self._settled.set()
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Reply():
+                    self._deliver(action)
+                case Evict():
+                    self._evict(action)
+                case Transfer():
+                    self._transfers.put(action)
+                case SetTimer(timer_id, at_seconds):
+                    heapq.heappush(self._timers, (at_seconds, timer_id))
+                case Prefill() | Decode() | Embed():
+                    self._run_step(action)
+        self._report_queues()
+
+    def _run_step(self, step: Step) -> None:
+        for entry in step.entries:
+            client = self._clients.get(entry.request_id)
+            if client is not None and not client.has_started:
+                client.has_started = True
+                self._metrics.request_started(client.model)
+        try:
+            self._events.put(self._executor.run(step))
+        except PlaitError as error:
+            _LOG.error("step %d of %s failed: %s", step.step_id, step.model, error)
+            self._events.put(StepFailed(step.step_id, str(error)))
+        self._observe_memory()
+
+    def _deliver(self, reply: Reply) -> None:
+        is_last = reply.finish_reason is not None or reply.failure is not None
+        with self._lock:
+            client = self._clients.get(reply.request_id)
+            if is_last:
+                self._clients.pop(reply.request_id, None)
+        vectors = self._forget_vectors(reply.request_id) if is_last else ()
+        if client is None:
+            return
+        if reply.tokens:
+            now = self._clock.now()
+            gap = None if client.last_token_at is None else now - client.last_token_at
+            client.last_token_at = now
+            self._metrics.tokens_generated(client.model, gap, len(reply.tokens))
+        if reply.failure is not None:
+            self._metrics.request_finished(client.model, "error")
+        client.sink(Outcome(reply, vectors))
+
+    def _forget_vectors(self, request_id: int) -> tuple[np.ndarray, ...]:
+        """Takes the finished vectors of a request out of the executor, in the order of its sequences."""
+        keys = sorted(key for key in self._executor.vectors if key[0] == request_id)
+        return tuple(self._executor.vectors.pop(key) for key in keys)
+
+    def _evict(self, evict: Evict) -> None:
+        age = self._clock.now() - self._scheduler.residency.arrived_at(evict.model)
+        self._executor.evict(evict)
+        self._metrics.evicted(evict.model, age)
+        self._observe_memory()
+
+    def _arrived(self, item: _Arrived) -> None:
+        self._executor.arrived(item.transfer, item.moved)
+        record = item.moved.record
+        self.records.append(record)
+        self._metrics.switched(record.model, record.source, record.destination, record.num_bytes, record.seconds)
+        self._observe_memory()
+
+    def _observe_memory(self) -> None:
+        reading = self._executor.measure()
+        predicted = self._executor.predict()
+        residency = self._scheduler.residency
+        tiers: tuple[tuple[TierName, int, int, int], ...] = (
+            ("hbm", residency.budget.hbm, predicted.hbm_bytes, reading.hbm_bytes),
+            ("ddr", residency.budget.ddr, predicted.ddr_bytes, reading.ddr_bytes),
+        )
+        for tier, budget, predicted_bytes, measured_bytes in tiers[: 2 if residency.is_tiered else 1]:
+            charged = residency.used_bytes(tier)
+            before = self._uses.get(tier) or TierUse(tier, budget, 0, 0, 0, 0)
+            is_peak = measured_bytes > before.measured_bytes
+            self._uses[tier] = TierUse(
+                tier,
+                budget,
+                charged,
+                max(before.peak_charged_bytes, charged),
+                predicted_bytes if is_peak else before.predicted_bytes,
+                measured_bytes if is_peak else before.measured_bytes,
+            )
+            self._metrics.tier(tier, measured_bytes, self._uses[tier].measured_bytes, budget)
+
+    def _report_queues(self) -> None:
+        for name, waiting in self._scheduler.queues.items():
+            self._metrics.queue(name, len(waiting.running) + len(waiting.embedding), len(waiting.waiting))
+            if waiting.pool is not None:
+                self._metrics.kv(name, 1 - waiting.pool.num_free / waiting.pool.num_blocks)
+
+    def _fail_all(self, message: str) -> None:
+        with self._lock:
+            self._is_closing = True
+            clients = list(self._clients.items())
+            self._clients.clear()
+        for request_id, client in clients:
+            self._metrics.request_finished(client.model, "error")
+            client.sink(Outcome(Reply(request_id, failure="failed", message=message)))
+
+    # The transfer thread
+
+    def _run_transfers(self) -> None:
+        while not isinstance(transfer := self._transfers.get(), _Stop):
+            try:
+                self._events.put(_Arrived(transfer, self._executor.copy(transfer, self._progress(transfer))))
+            except PlaitError as error:
+                _LOG.error("transfer of %s to %s failed: %s", transfer.model, transfer.destination, error)
+                self._events.put(TransferFailed(transfer.transfer_id, str(error)))
+            except Exception as error:
+                _LOG.exception("transfer of %s to %s failed", transfer.model, transfer.destination)
+                self._events.put(TransferFailed(transfer.transfer_id, f"the transfer failed: {error}"))
+
+    def _progress(self, transfer: Transfer) -> Callable[[int], None]:
+        return lambda num_bytes: self._events.put(TransferProgressed(transfer.transfer_id, num_bytes))
