@@ -8,6 +8,7 @@
     │   └── PullError                 a download that failed or has the wrong digest
     ├── TargetError               a target file that is unknown or malformed
     ├── DoesNotFitError           a plan that no tier can hold: demand, limit, shortfall, levers
+    ├── VerificationError         a plan that breaks its own definition: a defect of plait, not of the input
     ├── BundleError               a bundle that will not be opened
     │   ├── BundleVersionError        written in a newer format
     │   └── BundleIntegrityError      truncated, tampered with, or pointing outside itself
@@ -47,6 +48,7 @@ __all__ = [
     "ShuttingDownError",
     "TargetError",
     "UnsupportedModelError",
+    "VerificationError",
 ]
 
 
@@ -76,6 +78,10 @@ class PullError(ModelError):
 
 class TargetError(PlaitError):
     """A target is unknown or its file is malformed."""
+
+
+class VerificationError(PlaitError):
+    """A plan breaks its own definition; found by a verifier, to be mended in the planner."""
 
 
 class BundleError(PlaitError):

@@ -33,7 +33,7 @@ class Executable:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs in plait's cache directory, unless the user has chosen one for JAX."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

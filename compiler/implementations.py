@@ -1,7 +1,7 @@
 """What runs in the place of the named ops on CPU targets.
 
 Each function here computes what the op of the same name in `models.layers` defines, in the form that XLA's CPU
-backend runs well (figures in `reference/` of the design, ratios by `make bench`):
+backend runs well:
 
 - `linear`: a product with fewer than 8 rows falls into a naive loop when its weights are bf16; padded to 8 rows it is
   a library call, and its result does not depend on how many sequences share the step.
@@ -100,18 +100,18 @@ def attention(
     kv_heads = key.shape[2]
     group = heads // kv_heads
     positions = start[:, None] + jnp.arange(new)
-    view = view.extended(jnp.stack([key, value], axis=2), positions)
+    extended = view.extended(jnp.stack([key, value], axis=2), positions)
     grouped = query.astype(jnp.float32).reshape(batch, new, kv_heads, group, size) * scale
-    chunk_blocks = min(_CHUNK_TOKENS // BLOCK_TOKENS, view.tables.shape[1])
+    chunk_blocks = min(_CHUNK_TOKENS // BLOCK_TOKENS, extended.tables.shape[1])
     chunk_tokens = chunk_blocks * BLOCK_TOKENS
     num_chunks = (jnp.max(start) + new + chunk_tokens - 1) // chunk_tokens
-    last_chunk = -(-view.tables.shape[1] // chunk_blocks)
+    last_chunk = -(-extended.tables.shape[1] // chunk_blocks)
 
     def attend(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         index, maximum, total, out = carry
         # A slice that would pass the table's end starts earlier: its first tokens were seen in the round before.
-        first = jnp.minimum(index * chunk_blocks, view.tables.shape[1] - chunk_blocks)
-        keys, values = view.chunk(first, chunk_blocks)
+        first = jnp.minimum(index * chunk_blocks, extended.tables.shape[1] - chunk_blocks)
+        keys, values = extended.chunk(first, chunk_blocks)
         scores = jnp.einsum("bnkgd,bckd->bkgnc", grouped, keys)
         seen_at = first * BLOCK_TOKENS + jnp.arange(chunk_tokens)
         fresh = seen_at >= index * chunk_tokens
@@ -128,7 +128,7 @@ def attention(
     initial = (jnp.int32(0), jnp.full(shape, _MASKED), jnp.zeros(shape), jnp.zeros((*shape, size)))
     _, _, total, out = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(num_chunks, last_chunk), attend, initial)
     out = (out / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(query.shape)
-    return out.astype(query.dtype), view, view
+    return out.astype(query.dtype), extended, extended
 
 
 def self_attention(

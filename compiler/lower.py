@@ -48,8 +48,13 @@ class Program:
         return bytes(self.exported.serialize())
 
 
-def pool_shape(config: DecoderConfig, num_blocks: int | export.SymbolicDim) -> tuple[int | export.SymbolicDim, ...]:
-    """Returns the shape of one layer's KV pool: [blocks, block tokens, keys and values, kv heads, head size]."""
+def pool_shape(config: DecoderConfig, num_blocks: int) -> tuple[int, ...]:
+    """Returns the shape of one layer's KV pool: [blocks, block tokens, keys and values, kv heads, head size].
+
+    Args:
+        config: The model.
+        num_blocks: A number, or the dimension that stands for it while a program is exported.
+    """
     return (num_blocks, BLOCK_TOKENS, 2, config.num_kv_heads, config.head_size)
 
 

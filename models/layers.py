@@ -2,7 +2,7 @@
 
 Each op is a jitted function whose name survives tracing, so that the tracer sees one node with its own FLOPs, bytes
 and sharding rule, and `compiler.lower` can put a target's implementation in its place (paged attention, padded rows).
-Static options are part of the name: `rms_norm[epsilon=1e-05]`; `parse_op_name` reads them back. The bodies here are
+Static options are part of the name: `plait.rms_norm[epsilon=1e-05]`; `parse_op_name` reads them back. The bodies here are
 the definition of each op: correct, simple, dense.
 
 Activations keep their own dtype: a product casts its input to the weight's dtype, accumulates in f32 and returns the
@@ -60,7 +60,8 @@ def _named_op(function: Callable[..., Array | tuple[Array, ...]]):
             return function(*arrays, **dict(options))
 
         text = ",".join(f"{name}={value!r}" for name, value in options)
-        op.__name__ = op.__qualname__ = f"{function.__name__}[{text}]" if text else function.__name__
+        name = _PREFIX + function.__name__
+        op.__name__ = op.__qualname__ = f"{name}[{text}]" if text else name
         return jax.jit(op)
 
     @functools.wraps(function)
@@ -73,14 +74,15 @@ def _named_op(function: Callable[..., Array | tuple[Array, ...]]):
 
 NAMED_OPS: set[str] = set()
 
-_OP_NAME = re.compile(r"(\w+)(?:\[(.*)\])?")
+_PREFIX = "plait."  # no function of a user's has a dot in its name
+_OP_NAME = re.compile(r"plait\.(\w+)(?:\[(.*)\])?")
 
 
 def parse_op_name(name: str) -> tuple[str, dict[str, Option]] | None:
     """Splits the name of a jitted call into a named op and its static options.
 
     Returns:
-        `("rms_norm", {"epsilon": 1e-05})` for `rms_norm[epsilon=1e-05]`, or None if the name is no named op's.
+        `("rms_norm", {"epsilon": 1e-05})` for `plait.rms_norm[epsilon=1e-05]`, or None if the name is no named op's.
     """
     match = _OP_NAME.fullmatch(name)
     if match is None or match[1] not in NAMED_OPS:

@@ -100,7 +100,8 @@ class Llama(nnx.Module):
             f32 logits that follow token `lengths[b] - 1`, [batch, vocab], and the extended cache.
         """
         hidden, cache = self.hidden_states(tokens, start, cache)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        with jax.named_scope("head"):
+            last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self.logits(last), cache
 
     def hidden_states(self, tokens: Array, start: Array, cache: KVCache) -> tuple[Float[Array, "b n h"], KVCache]:

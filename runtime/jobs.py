@@ -36,11 +36,11 @@ class Job:
 class GenerateJob(Job):
     """An answer under way: its tokens, and how many of them have keys and values in the cache."""
 
-    tokens: list[int] = field(default_factory=list)  # of the prompt, then of the answer
+    tokens: list[int] = field(default_factory=list[int])  # of the prompt, then of the answer
     num_prompt: int = 0
     max_tokens: int = 0
     num_computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list[int])
 
     @staticmethod
     def of(request: Request, work: GenerateWork, order: tuple[int, int], now: float) -> GenerateJob:

@@ -12,6 +12,19 @@ from plait.models.registry import pull
 jax.config.update("jax_num_cpu_devices", 8)  # before the first use of a device
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden from what is")
+    parser.addoption("--benchmarks", action="store_true", help="run tests/benchmarks too, on an otherwise idle machine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--benchmarks"):
+        return
+    for item in items:
+        if "benchmarks" in item.path.parts:
+            item.add_marker(pytest.mark.skip(reason="a benchmark: run `make bench`"))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The GGUF file of SmolLM2 135M Instruct, pulled into the cache if it isn't there."""

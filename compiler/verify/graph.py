@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import PlaitError
+from ...errors import VerificationError
 from ..graph import Graph
 
 __all__ = ["verify_graph"]
@@ -12,7 +12,7 @@ def verify_graph(graph: Graph) -> None:
     """Checks that ids are positions, and that every value is made once, before it is used.
 
     Raises:
-        PlaitError: naming the first operation or value that breaks a rule.
+        VerificationError: naming the first operation or value that breaks a rule.
     """
     for position, value in enumerate(graph.values):
         _require(value.id == position, graph, f"value {value.id} is at position {position}")
@@ -40,4 +40,4 @@ def verify_graph(graph: Graph) -> None:
 
 def _require(holds: bool, graph: Graph, complaint: str) -> None:
     if not holds:
-        raise PlaitError(f"graph {graph.name!r} is not legal: {complaint}")
+        raise VerificationError(f"graph {graph.name!r} is not legal: {complaint}")

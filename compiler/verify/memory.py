@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...errors import PlaitError
+from ...errors import VerificationError
 from ..graph import Graph, Operation
 from ..memory import MemoryPlan
 
@@ -19,7 +19,7 @@ def verify_memory_plan(plan: MemoryPlan, graph: Graph) -> None:
     """Checks every figure of a memory plan.
 
     Raises:
-        PlaitError: naming the figure, what the plan says and what the graph says.
+        VerificationError: naming the figure, what the plan says and what the graph says.
     """
     question = _Question(graph)
     loads = [question.load(operation, keeps_outputs=False) for operation in graph.operations]
@@ -35,17 +35,19 @@ def verify_memory_plan(plan: MemoryPlan, graph: Graph) -> None:
     }
     for name, num_bytes in expected.items():
         if getattr(plan, name) != num_bytes:
-            raise PlaitError(
+            raise VerificationError(
                 f"memory plan of {graph.name!r} is wrong: {name} is {getattr(plan, name)}, the graph says {num_bytes}"
             )
     if plan.peak_operation is not None and loads[plan.peak_operation] != plan.temporary_bytes:
-        raise PlaitError(
+        raise VerificationError(
             f"memory plan of {graph.name!r} is wrong: {loads[plan.peak_operation]} bytes are live at operation "
             f"{plan.peak_operation}, not the peak of {plan.temporary_bytes}"
         )
     listed = sum(live.bytes for live in plan.largest)
     if listed > plan.temporary_bytes:
-        raise PlaitError(f"memory plan of {graph.name!r} is wrong: it lists {listed} live bytes at a smaller peak")
+        raise VerificationError(
+            f"memory plan of {graph.name!r} is wrong: it lists {listed} live bytes at a smaller peak"
+        )
 
 
 def _sum_of_kind(graph: Graph, kind: str) -> int:

@@ -12,7 +12,7 @@ from plait.compiler.configuration import Configuration
 from plait.compiler.graph import Graph, Operation, Value
 from plait.compiler.trace import trace, trace_model
 from plait.compiler.verify.graph import verify_graph
-from plait.errors import ConfigurationError, PlaitError
+from plait.errors import ConfigurationError, VerificationError
 from plait.models.config import DecoderConfig, EncoderConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -125,5 +125,5 @@ ILLEGAL = {
 @pytest.mark.parametrize(("illegal", "complaint"), ILLEGAL.values(), ids=ILLEGAL)
 def test_an_illegal_graph_is_named(illegal, complaint):
     verify_graph(LEGAL)
-    with pytest.raises(PlaitError, match=complaint):
+    with pytest.raises(VerificationError, match=complaint):
         verify_graph(illegal)

@@ -16,7 +16,7 @@ from plait.compiler.memory import MemoryPlan, plan_memory
 from plait.compiler.trace import trace, trace_model
 from plait.compiler.verify.graph import verify_graph
 from plait.compiler.verify.memory import verify_memory_plan
-from plait.errors import ConfigurationError, PlaitError
+from plait.errors import ConfigurationError, VerificationError
 from plait.models.config import DecoderConfig, EncoderConfig
 
 DECODER = DecoderConfig(
@@ -170,7 +170,7 @@ def test_the_verifier_finds_a_wrong_figure(change, complaint):
     if complaint is None:
         verify_memory_plan(wrong, graph)
         return
-    with pytest.raises(PlaitError, match=complaint):
+    with pytest.raises(VerificationError, match=complaint):
         verify_memory_plan(wrong, graph)
 
 

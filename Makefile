@@ -1,0 +1,39 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint bench oracle clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/plait  # how pyright finds the package
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
+
+# Reference outputs of transformers on the same weights, in an environment of their own (torch is large).
+oracle:
+	$(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/python -m pip install --quiet --editable '.[oracle]'
+	.venv-oracle/bin/python tests/oracle/make_references.py --output tests/golden
+
+clean:
+	rm -rf $(VENV) .venv-oracle .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,56 @@
+"""What a graph costs on a target: a roofline over the whole step.
+
+A step takes at least as long as its FLOPs at the target's peak, and at least as long as its bytes at the memory's
+bandwidth; the larger of the two and the launch make the estimate. Bytes here are those that must move even if every
+op is fused: weights, caches, inputs and results, once each. So the estimate is a lower bound as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .memory import MemoryPlan
+from .target import Target
+
+__all__ = ["StepCost", "step_cost"]
+
+_SHORT_NAMES = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Time of one step and what bounds it."""
+
+    compute_seconds: float
+    memory_seconds: float
+    launch_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The estimate."""
+        return max(self.compute_seconds, self.memory_seconds) + self.launch_seconds
+
+    @property
+    def bound(self) -> str:
+        """What takes longest: "compute", "memory" or "launch"."""
+        terms = {"compute": self.compute_seconds, "memory": self.memory_seconds, "launch": self.launch_seconds}
+        return max(terms, key=lambda name: terms[name])
+
+
+def step_cost(flops: int, memory: MemoryPlan, dtype: str, target: Target) -> StepCost:
+    """Returns the cost of one step on one device of a target.
+
+    Args:
+        flops: Of the step.
+        memory: Its memory plan.
+        dtype: Of the weights, which decides the peak.
+        target: The machine.
+    """
+    peaks = target.compute.flops_per_s
+    peak = peaks.get(_SHORT_NAMES.get(dtype, dtype), min(peaks.values()))
+    moved = memory.parameter_bytes + memory.cache_bytes + memory.input_bytes + memory.output_bytes
+    return StepCost(
+        compute_seconds=flops / peak,
+        memory_seconds=moved / target.tiers["hbm"].bandwidth_bytes_per_s,
+        launch_seconds=target.compute.launch_seconds,
+    )
