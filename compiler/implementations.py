@@ -90,12 +90,13 @@ def attention(
     key: Float[Array, "batch new kv_heads size"],
     value: Float[Array, "batch new kv_heads size"],
     view: PagedView,
-    _: PagedView,
+    same_view: PagedView,
     start: Int[Array, " batch"],
     *,
     scale: float,
 ) -> tuple[Array, PagedView, PagedView]:
     """`layers.attention` over a paged pool; keys and values share one view."""
+    assert same_view is view
     batch, new, heads, size = query.shape
     kv_heads = key.shape[2]
     group = heads // kv_heads

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def lower(traced: Traced, config: ModelConfig, configuration: Configuration, dty
 
     start, lengths_argument, _ = lengths
     (num_blocks,) = export.symbolic_shape("num_blocks")
-    pool = jax.ShapeDtypeStruct(pool_shape(config, num_blocks), pool_dtype(dtype))
+    pool = jax.ShapeDtypeStruct(pool_shape(config, cast(int, num_blocks)), pool_dtype(dtype))
     table_size = -(-configuration.context // BLOCK_TOKENS)
     tables = jax.ShapeDtypeStruct((configuration.batch, table_size), jnp.int32)
     arguments = (parameters, tokens, start, lengths_argument, [pool] * config.num_layers, tables)

@@ -2,8 +2,8 @@
 
 Each op is a jitted function whose name survives tracing, so that the tracer sees one node with its own FLOPs, bytes
 and sharding rule, and `compiler.lower` can put a target's implementation in its place (paged attention, padded rows).
-Static options are part of the name: `plait.rms_norm[epsilon=1e-05]`; `parse_op_name` reads them back. The bodies here are
-the definition of each op: correct, simple, dense.
+Static options are part of the name: `plait.rms_norm[epsilon=1e-05]`; `parse_op_name` reads them back. The bodies here
+are the definition of each op: correct, simple, dense.
 
 Activations keep their own dtype: a product casts its input to the weight's dtype, accumulates in f32 and returns the
 input's dtype.
