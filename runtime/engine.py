@@ -37,6 +37,7 @@ from .events import EmbedWork, GenerateWork, Request, Sampling
 from .executor import JaxExecutor
 from .metrics import Metrics
 from .request import Completion, EmbedResult, ModelStatus, Piece, SamplingParams, Usage
+from .residency import check_budget
 from .scheduler import Scheduler
 from .tiers import TransferRecord
 from .tokenizer import ChatTemplate, Tokenizer
@@ -108,10 +109,10 @@ class Runtime:
             hbm=manifest.budget.hbm if hbm is None else parse_bytes(hbm),
             ddr=manifest.budget.ddr if ddr is None else parse_bytes(ddr),
         )
-        executor = JaxExecutor(self.bundle, self.target)
-        # The budget is checked with the manifest's bytes before anything is loaded, and again with this machine's.
         tiered = self.target.kind == "tiered"
-        Scheduler(manifest.models, budget, tiered=tiered)
+        # The budget is checked with the manifest's bytes before anything is loaded, and again with this machine's.
+        check_budget(manifest.models, budget, tiered=tiered)
+        executor = JaxExecutor(self.bundle, self.target, hbm_bytes=budget.hbm)
         entries = executor.load_programs(progress or (lambda done, total: None))
         self._scheduler = Scheduler(entries, budget, tiered=tiered, queue_timeout_seconds=queue_timeout_seconds)
         self._served = {entry.name: _Served(self.bundle, entry) for entry in entries}

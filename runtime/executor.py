@@ -23,7 +23,7 @@ from ..compiler.target import Target
 from ..errors import ExecutionError
 from .events import Decode, Embed, Evict, Prefill, SequenceEntry, Step, StepDone, TierName, Transfer
 from .sampler import sample
-from .tiers import Copier, Moved
+from .tiers import Copier, Moved, reserve_memory
 
 __all__ = ["JaxExecutor", "MemoryReading", "Vectors"]
 
@@ -46,9 +46,13 @@ class JaxExecutor:
     Args:
         bundle: The opened bundle.
         target: What its tiers and links are; the bundle's own or a calibrated one.
+        hbm_bytes: What it may use of hbm.
     """
 
-    def __init__(self, bundle: Bundle, target: Target) -> None:
+    def __init__(self, bundle: Bundle, target: Target, *, hbm_bytes: int) -> None:
+        if target.kind == "tiered" and jax.default_backend() == "cpu":
+            needed = sum(entry.resident_bytes + entry.workspace_bytes for entry in bundle.manifest.models)
+            reserve_memory(min(hbm_bytes, needed))
         self._bundle = bundle
         self._entries = {entry.name: entry for entry in bundle.manifest.models}
         self._copier = Copier(bundle, target)

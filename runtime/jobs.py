@@ -16,8 +16,9 @@ class Job:
     request: Request
     order: tuple[int, int]  # (priority class, serial number): who goes first
     arrived_at: float
-    hot_at: float | None = None  # when its model was first seen hot, from arrival on
     started_at: float | None = None  # when its first step was issued
+    cold_since: float | None = None  # while it waits and its model isn't hot
+    switch_seconds: float = 0.0  # of the wait, spent like that so far
     is_cancelled: bool = False  # while a step computes for it
 
     @property
@@ -25,11 +26,21 @@ class Job:
         """The request's id."""
         return self.request.id
 
+    def became_hot(self, now: float) -> None:
+        """Records that its model has arrived in hbm."""
+        if self.cold_since is not None:
+            self.switch_seconds += now - self.cold_since
+        self.cold_since = None
+
+    def became_cold(self, now: float) -> None:
+        """Records that its model has left hbm."""
+        if self.started_at is None:  # what comes after the first step is no wait for it
+            self.cold_since = now
+
     def timing(self) -> Timing:
         """Returns when things happened, for the final reply."""
-        started = self.arrived_at if self.started_at is None else self.started_at
-        hot = started if self.hot_at is None else self.hot_at
-        return Timing(self.arrived_at, started, max(0.0, hot - self.arrived_at))
+        assert self.started_at is not None, self.id
+        return Timing(self.arrived_at, self.started_at, self.switch_seconds)
 
 
 @dataclass(eq=False)

@@ -6,7 +6,8 @@ serves requests behind `JaxExecutor` and is simulated. The policy:
 - One step computes at a time and one transfer moves at a time; the two overlap.
 - Order is first come, first served within a priority class. A request for a model that isn't hot is held, never
   refused. If room has to be made, idle models go first, least recently used first; if that is not enough, the models
-  in the way stop admitting requests younger than the one that waits, so that they become idle.
+  in the way stop admitting requests younger than the one that waits, so that they become idle. Which ones these are
+  is settled once: chosen anew each time, steps in turn would change it, and none of them would ever run dry.
 - A busy model is never evicted; all requests for one missing model share one eviction and one transfer.
 - Hot models with work take turns, a step each; within a model, prefill chunks and decode steps alternate.
 - A sequence owns KV blocks for what it has computed. When the pool is empty, the youngest sequence gives its blocks
@@ -16,7 +17,7 @@ serves requests behind `JaxExecutor` and is simulated. The policy:
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..compiler.bundle.manifest import ModelEntry, TierBudget
@@ -38,6 +39,7 @@ from .events import (
     SetTimer,
     StepDone,
     StepFailed,
+    TierName,
     Timer,
     Transfer,
     TransferDone,
@@ -60,7 +62,7 @@ class ModelQueue:
     pool: BlockPool | None  # of a decoder
     waiting: list[Job] = field(default_factory=list[Job])  # in order
     running: list[GenerateJob] = field(default_factory=list[GenerateJob])  # own KV blocks; in order of admission
-    embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # have begun, in order
+    embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # admitted; in order
     last_step_id: int = -1
     last_phase: Phase = "decode"
     num_preemptions: int = 0
@@ -140,6 +142,7 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._step: _StepInFlight | None = None
         self._transfer: _TransferInFlight | None = None
+        self._barrier: _Barrier | None = None  # kept until something moves, or another request comes to be first
         self._broken: set[str] = set()  # models whose last transfer failed; tried again when asked for
         self._serial = 0
 
@@ -192,8 +195,8 @@ class Scheduler:
         )
         self._jobs[request.id] = job
         self._wait(job)
-        if self.residency.is_hot(request.model):
-            job.hot_at = now
+        if not self.residency.is_hot(request.model):
+            job.cold_since = now
         if self._queue_timeout_seconds is not None:
             yield SetTimer(request.id, now + self._queue_timeout_seconds)
 
@@ -247,7 +250,7 @@ class Scheduler:
             self._forget(job)
             yield Reply(job.id, tuple(fresh), reason, timing=job.timing())
         elif fresh:
-            yield Reply(job.id, tuple(fresh))
+            yield Reply(job.id, tuple(fresh), timing=job.timing())
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
         for job in dict.fromkeys(self._take_step(step_id).jobs):
@@ -261,7 +264,7 @@ class Scheduler:
         self._broken.discard(model)
         if self.residency.is_hot(model):
             for job in self.queues[model].waiting:
-                job.hot_at = now if job.hot_at is None else job.hot_at
+                job.became_hot(now)
 
     def _transfer_failed(self, transfer_id: int, message: str) -> Iterator[Action]:
         model = self._take_transfer(transfer_id)
@@ -274,48 +277,46 @@ class Scheduler:
     # Decisions
 
     def _advance(self, now: float) -> list[Action]:
-        barrier, actions = self._plan_transfer()
+        barrier, actions = self._plan_transfer(now)
         for queue in self.queues.values():
             self._admit(queue, barrier)
         if self._step is None:
             actions += self._plan_step(now)
         return actions
 
-    def _plan_transfer(self) -> tuple[_Barrier | None, list[Action]]:
+    def _plan_transfer(self, now: float) -> tuple[_Barrier | None, list[Action]]:
         """Decides what moves next; a barrier comes back if models in the way have to finish first."""
         if self._transfer is not None:
             return None, []
         pinned = self._next_pinned()
-        if pinned is not None:
-            return None, self._move(pinned, ())
+        actions = [] if pinned is None else self._move(pinned, self._is_unused, now)
         wanted = self._first_held()
-        if wanted is None:
-            prefetch = self._next_prefetch()
-            return None, [] if prefetch is None else self._move(prefetch, ())
-        model = wanted.request.model
-        _, destination = self.residency.next_hop(model)
-        victims = self.residency.victims(
-            model, destination, lambda name: destination != "hbm" or self._is_idle_before(name, wanted)
-        )
-        if victims is not None:
-            return None, self._move(model, victims)
-        in_the_way = self.residency.victims(model, destination, lambda _: True)
-        return _Barrier(frozenset(in_the_way or ()), wanted.order), []
+        if not actions and wanted is not None:
+            actions = self._move(wanted.request.model, lambda name: self._is_idle_before(name, wanted), now)
+            if not actions:
+                return self._barrier_for(wanted), []
+        prefetch = self._next_prefetch()
+        if not actions and prefetch is not None:
+            actions = self._move(prefetch, self._is_unused, now)
+        return None, actions
+
+    def _barrier_for(self, wanted: Job) -> _Barrier:
+        """Returns the barrier that makes room for a held request: idle models first, least recently used first."""
+        if self._barrier is None or self._barrier.order != wanted.order:
+            in_the_way = self.residency.victims(wanted.request.model, "hbm", lambda _: True)
+            self._barrier = _Barrier(frozenset(in_the_way or ()), wanted.order)
+        return self._barrier
 
     def _first_held(self) -> Job | None:
         held = (q.waiting[0] for name, q in self.queues.items() if q.waiting and not self.residency.is_hot(name))
         return min(held, key=lambda job: job.order, default=None)
 
     def _next_pinned(self) -> str | None:
-        """Returns a model that is pinned to hbm and not there yet; they come first, so there is room for them."""
-        return next(
-            (
-                name
-                for name, queue in self.queues.items()
-                if queue.entry.pin == "hbm" and not self.residency.is_hot(name) and name not in self._broken
-            ),
-            None,
-        )
+        """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""
+        hbm = (n for n, q in self.queues.items() if q.entry.pin == "hbm" and not self.residency.is_hot(n))
+        ddr = (n for n, q in self.queues.items() if q.entry.pin == "ddr" and self.residency.residency(n) == "cold")
+        missing = (*hbm, *(ddr if self._tiered else ()))
+        return next((name for name in missing if name not in self._broken), None)
 
     def _next_prefetch(self) -> str | None:
         """Returns a cold model that ddr has room for."""
@@ -330,22 +331,35 @@ class Scheduler:
             None,
         )
 
+    def _is_unused(self, name: str) -> bool:
+        """Whether nobody asks for a model."""
+        queue = self.queues[name]
+        return not queue.is_busy and not queue.waiting
+
     def _is_idle_before(self, name: str, wanted: Job) -> bool:
         """Whether a model neither runs nor has a request that is older than `wanted`."""
         queue = self.queues[name]
         return not queue.is_busy and not (queue.waiting and queue.waiting[0].order < wanted.order)
 
-    def _move(self, model: str, victims: Sequence[str]) -> list[Action]:
+    def _move(self, model: str, may_evict: Callable[[str], bool], now: float) -> list[Action]:
+        """Starts a model's next transfer; there are no actions if what may be evicted leaves too little room."""
         source, destination = self.residency.next_hop(model)
+        victims = self.residency.victims(model, destination, may_evict)
+        if victims is None:
+            return []
         for victim in victims:
-            self.residency.evict(victim, destination)
-            for job in self.queues[victim].waiting:
-                job.hot_at = None
+            self._evict(victim, destination, now)
         self._serial += 1
-        self._transfer = _TransferInFlight(self._serial, model)
+        self._transfer, self._barrier = _TransferInFlight(self._serial, model), None
         num_bytes = self.residency.begin(model, destination)
         evictions = [Evict(victim, destination) for victim in victims]
         return [*evictions, Transfer(self._serial, model, source, destination, num_bytes)]
+
+    def _evict(self, model: str, tier: TierName, now: float) -> None:
+        self.residency.evict(model, tier)
+        if tier == "hbm":
+            for job in self.queues[model].waiting:
+                job.became_cold(now)
 
     def _admit(self, queue: ModelQueue, barrier: _Barrier | None) -> None:
         name = queue.entry.name
@@ -357,7 +371,7 @@ class Scheduler:
             if is_barred and barrier is not None and job.order > barrier.order:
                 return
             if isinstance(job, EmbedJob):
-                queue.embedding.append(job)
+                bisect.insort(queue.embedding, job, key=_order)
             elif isinstance(job, GenerateJob) and not self._give_blocks(queue, job):
                 return
             queue.waiting.pop(0)
@@ -376,11 +390,16 @@ class Scheduler:
         queue = min(ready, key=lambda q: q.last_step_id)
         if queue.embedding:
             return [self._embed(queue, now)]
-        prefilling = [job for job in queue.running if not job.is_decoding]
+        return [self._generate(queue, now)]
+
+    def _generate(self, queue: ModelQueue, now: float) -> Prefill | Decode:
         decoding = [job for job in queue.running if job.is_decoding]
-        if prefilling and (not decoding or queue.last_phase == "decode"):
-            return [self._prefill(queue, prefilling[0], now)]
-        return [self._decode(queue, decoding, now)]
+        is_turn = queue.last_phase == "prefill" or len(decoding) == len(queue.running)
+        ready = self._with_room(queue, decoding) if is_turn else []
+        if ready:
+            return self._decode(queue, ready, now)
+        # Where all that decoded were preempted, an older prompt has their blocks: it is still there.
+        return self._prefill(queue, min((job for job in queue.running if not job.is_decoding), key=_order), now)
 
     def _embed(self, queue: ModelQueue, now: float) -> Embed:
         chosen: list[tuple[EmbedJob, int]] = []
@@ -405,27 +424,23 @@ class Scheduler:
         step_id = self._issue(queue, [job], "prefill", num_tokens, now)
         return Prefill(step_id, queue.entry.name, configuration, (entry,))
 
-    def _decode(self, queue: ModelQueue, decoding: list[GenerateJob], now: float) -> Decode:
-        pool = queue.pool
-        assert pool is not None, queue.entry.name
-        jobs = self._with_room(queue, pool, decoding)
+    def _decode(self, queue: ModelQueue, jobs: list[GenerateJob], now: float) -> Decode:
+        assert queue.pool is not None, queue.entry.name
         remaining = min(job.max_tokens - job.num_generated for job in jobs)
-        room = min(len(job.blocks) * pool.block_tokens - job.num_computed for job in jobs)
+        room = min(len(job.blocks) * queue.pool.block_tokens - job.num_computed for job in jobs)
         configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
         entries = tuple(_entry(job, 1, draws=True) for job in jobs)
         step_id = self._issue(queue, jobs, "decode", 1, now)
         max_steps = min(self._decode_steps, remaining, room)
         return Decode(step_id, queue.entry.name, configuration, entries, max_steps)
 
-    def _with_room(self, queue: ModelQueue, pool: BlockPool, decoding: list[GenerateJob]) -> list[GenerateJob]:
+    def _with_room(self, queue: ModelQueue, decoding: list[GenerateJob]) -> list[GenerateJob]:
         """Returns the decoding jobs with blocks for their next token; the youngest give theirs back if need be."""
-        ready: list[GenerateJob] = []
-        for job in sorted(decoding, key=lambda job: job.order):
-            while job in queue.running and not pool.extend(job.blocks, len(job.tokens)):
-                self._preempt(queue, max(queue.running, key=lambda other: other.order))
-            if job in queue.running:
-                ready.append(job)
-        return ready
+        assert queue.pool is not None, queue.entry.name
+        for job in sorted(decoding, key=_order):
+            while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
+                self._preempt(queue, max(queue.running, key=_order))
+        return [job for job in sorted(decoding, key=_order) if job in queue.running]
 
     def _preempt(self, queue: ModelQueue, job: GenerateJob) -> None:
         self._leave(job)
@@ -458,7 +473,7 @@ class Scheduler:
         return transfer.model
 
     def _wait(self, job: Job) -> None:
-        bisect.insort(self.queues[job.request.model].waiting, job, key=lambda other: other.order)
+        bisect.insort(self.queues[job.request.model].waiting, job, key=_order)
 
     def _leave(self, job: Job) -> None:
         """Takes a job out of its model's lists and gives its blocks back."""
@@ -476,6 +491,10 @@ class Scheduler:
 
 def _pool(entry: ModelEntry) -> BlockPool | None:
     return None if entry.kv is None else BlockPool(entry.kv.num_blocks, entry.kv.block_tokens)
+
+
+def _order(job: Job) -> tuple[int, int]:
+    return job.order
 
 
 def _pending(jobs: Sequence[EmbedJob]) -> Iterator[tuple[EmbedJob, int]]:

@@ -7,8 +7,9 @@ says so: a copy then takes what the link would take, however fast this machine's
 
 from __future__ import annotations
 
+import ctypes
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -26,9 +27,9 @@ from ..errors import ExecutionError
 from ..models.config import DecoderConfig
 from .events import TierName, Transfer
 
-__all__ = ["Copier", "Moved", "TransferRecord"]
+__all__ = ["Copier", "Moved", "TransferRecord", "reserve_memory"]
 
-_PROGRESS_BYTES = 16 << 20
+_CHUNK_BYTES = 16 << 20  # tensors are copied in groups of about this size: one dispatch, one progress report
 _ALIGNMENT = 64  # bytes; JAX takes over an aligned buffer without a copy
 
 
@@ -40,8 +41,8 @@ class TransferRecord:
     source: TierName
     destination: TierName
     num_bytes: int
-    seconds: float  # from its start to its end
-    copy_seconds: float  # of that, spent copying rather than keeping the link's pace
+    seconds: float  # from its start until the model can run, room for its KV pool included
+    copy_seconds: float  # of that, spent copying weights rather than keeping the link's pace
 
 
 @dataclass(frozen=True)
@@ -97,20 +98,19 @@ class Copier:
         tensors = self._host_tensors(mapping, is_alias=is_alias) if mapping is not None else (source or {}).items()
         pace = _Pace(self._target.link(transfer.source, transfer.destination), began)
         weights: dict[str, jax.Array] = {}
-        reported = 0
-        for name, tensor in tensors:
-            weights[name] = jax.block_until_ready(jax.device_put(tensor, sharding))
-            done = pace.moved(weights[name].nbytes)
-            if done - reported >= _PROGRESS_BYTES:
-                reported = done
-                progress(done)
+        for group in _groups(tensors):
+            arrived = jax.block_until_ready(jax.device_put(group, sharding))
+            pace.moved(sum(array.nbytes for array in arrived.values()))
+            progress(pace.done_bytes)
+            weights |= arrived
+        copy_seconds = time.perf_counter() - began - pace.slept_seconds
         if mapping is not None and not is_alias:
             mapping.close()
         pools = _pools(entry, kind) if transfer.destination == "hbm" else []
         _check_memory_kind([*weights.values(), *pools], kind)
         seconds = time.perf_counter() - began
         record = TransferRecord(
-            entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, seconds - pace.slept_seconds
+            entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, copy_seconds
         )
         return Moved(weights, pools, mapping if is_alias else None, record)
 
@@ -130,8 +130,8 @@ class _Pace:
         self.done_bytes = 0
         self.slept_seconds = 0.0
 
-    def moved(self, num_bytes: int) -> int:
-        """Counts bytes that have arrived, waits until the link would have moved them, and returns their sum."""
+    def moved(self, num_bytes: int) -> None:
+        """Counts bytes that have arrived, and waits until the link would have moved all there are so far."""
         self.done_bytes += num_bytes
         if self._link.pace:
             due = self._began + self._link.latency_seconds + self.done_bytes / self._link.bandwidth_bytes_per_s
@@ -139,7 +139,38 @@ class _Pace:
             if wait > 0:
                 time.sleep(wait)
                 self.slept_seconds += wait
-        return self.done_bytes
+
+
+def reserve_memory(num_bytes: int) -> None:
+    """Makes so much memory ready for fast copies, as an accelerator's allocator holds a pool.
+
+    The C library would hand each evicted model's pages back, and the next one would arrive at the speed of page
+    faults, many times slower than the copy itself. So freed memory stays with the process from here on, and its pages
+    are touched once beforehand. Does nothing without glibc.
+    """
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_arena_max, 1)
+    np.ones(num_bytes, np.uint8)
+
+
+def _groups(
+    tensors: Iterable[tuple[str, np.ndarray | jax.Array]],
+) -> Iterator[dict[str, np.ndarray | jax.Array]]:
+    """Yields tensors in groups of about _CHUNK_BYTES, in order."""
+    group: dict[str, np.ndarray | jax.Array] = {}
+    for name, tensor in tensors:
+        group[name] = tensor
+        if sum(member.nbytes for member in group.values()) >= _CHUNK_BYTES:
+            yield group
+            group = {}
+    if group:
+        yield group
 
 
 def _aligned_copy(values: np.ndarray) -> np.ndarray:
@@ -156,8 +187,8 @@ def _pools(entry: ModelEntry, memory_kind: str | None) -> list[jax.Array]:
     if entry.kv is None or not isinstance(config, DecoderConfig):
         return []
     shape, dtype = pool_shape(config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
-    pools = [jnp.zeros(shape, dtype, device=device_sharding(memory_kind)) for _ in range(config.num_layers)]
-    return jax.block_until_ready(pools)
+    sharding = device_sharding(memory_kind)
+    return jax.block_until_ready([jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)])
 
 
 def _check_memory_kind(arrays: list[jax.Array], kind: str | None) -> None:

@@ -41,3 +41,11 @@ def minilm() -> Path:
 def splade() -> Path:
     """The directory of SPLADE tiny."""
     return pull("splade-tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny.build_tiny_bundle`: two decoders and an encoder. All tests share it: not to be changed."""
+    from tiny import build_tiny_bundle  # not before the number of devices is set
+
+    return build_tiny_bundle(tmp_path_factory.mktemp("tiny"))

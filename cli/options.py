@@ -1,0 +1,66 @@
+"""Arguments and options that several commands share, and how they become what the library takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ..runtime.request import SamplingParams
+
+__all__ = [
+    "BundlePath",
+    "HbmBytes",
+    "Json",
+    "MaxTokens",
+    "Seed",
+    "System",
+    "Temperature",
+    "TopP",
+    "check_text",
+    "sampling_params",
+]
+
+BundlePath: TypeAlias = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `plait bundle` made.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+HbmBytes: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--hbm", metavar="BYTES", help="Bytes of hbm to use, e.g. 330MiB; the bundle's budget by default."),
+]
+MaxTokens: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Most tokens of an answer; until the context is full by default.")
+]
+Temperature: TypeAlias = Annotated[
+    float | None, typer.Option(min=0, metavar="T", help="0 takes the likeliest token; the model's own by default.")
+]
+TopP: TypeAlias = Annotated[
+    float | None, typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens that make up this share.")
+]
+Seed: TypeAlias = Annotated[int | None, typer.Option(min=0, metavar="S", help="Makes the draws repeatable.")]
+System: TypeAlias = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
+
+
+def sampling_params(
+    max_tokens: int | None, temperature: float | None, top_p: float | None, seed: int | None
+) -> SamplingParams:
+    """Returns the options as sampling parameters."""
+    from ..runtime.request import SamplingParams
+
+    return SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+def check_text(what: str, text: str) -> str:
+    """Returns a text from the command line.
+
+    Raises:
+        ConfigurationError: if it was not UTF-8, which Python marks by lone surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"the {what} is not UTF-8 text; convert it, e.g. with iconv") from None
+    return text

@@ -1,0 +1,133 @@
+"""What commands print: tables for people, JSON for programs, progress on the side.
+
+Data goes to standard output, everything else to standard error. A table that isn't written to a terminal is as wide as
+its contents, so that no pipe ever gets a cut line. Progress shows on a terminal only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = [
+    "Bars",
+    "format_bytes",
+    "format_flops",
+    "format_seconds",
+    "note",
+    "print_facts",
+    "print_json",
+    "print_table",
+    "progress_bars",
+]
+
+_UNLIMITED_WIDTH = 10_000
+
+
+def print_json(data: object) -> None:
+    """Prints data as JSON on standard output."""
+    print(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """Prints a table on standard output; columns whose name ends in a space are left-aligned, the others right.
+
+    Args:
+        columns: Heads of the columns.
+        rows: Cells, one for each column.
+        title: A line above the table.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column.rstrip(), justify="left" if column.endswith(" ") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console = _console()
+    if title is not None:
+        console.print(title, style="bold")
+    console.print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Prints names with their values on standard output, one a line, the values aligned."""
+    known = [(name, str(value)) for name, value in facts]
+    width = max(len(name) for name, _ in known)
+    for name, value in known:
+        print(f"{name:<{width}}  {value}")
+
+
+def note(text: str) -> None:
+    """Prints a line on standard error."""
+    print(f"plait: {text}", file=sys.stderr, flush=True)
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Returns bytes in the largest binary unit of which there is at least one."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a time in s, ms or µs."""
+    if seconds == 0:
+        return "0"
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def format_flops(flops: float) -> str:
+    """Returns a number of floating-point operations with a decimal prefix."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(flops) < 1000:
+            return f"{flops:.3g} {prefix}FLOP"
+        flops /= 1000
+    return f"{flops:.3g} PFLOP"
+
+
+class Bars:
+    """Progress bars, one for each label, made when first heard of."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks = {}
+
+    def update(self, label: str, done: int, total: int, *, are_bytes: bool = False) -> None:
+        """Shows that `done` of `total` are finished."""
+        amount = f"{format_bytes(done)} of {format_bytes(total)}" if are_bytes else f"{done} of {total}"
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(label, total=total, amount=amount)
+        self._progress.update(self._tasks[label], completed=done, total=total, amount=amount)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Bars]:
+    """Shows progress bars on standard error, if that is a terminal, until the block ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
+    console = Console(stderr=True, markup=False, highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bars(progress)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
+    return Console(width=width, markup=False, highlight=False, emoji=False)

@@ -1,0 +1,201 @@
+"""The main job on real input: real weights, HTTP, the `openai` client, switches under a budget that can't hold all."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import jax
+import numpy as np
+import openai
+import pytest
+from serving import serving
+
+import plait
+from plait.compiler.bundle.reader import Bundle
+from plait.runtime.engine import Runtime
+
+pytestmark = pytest.mark.weights
+
+SPEC = Path(__file__).parents[2] / "examples" / "agent.yaml"
+PARIS = [{"role": "user", "content": "What is the capital of France?"}]
+NUM_REQUESTS, NUM_CLIENTS = 200, 8
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The example bundle, built from the named models."""
+    return plait.bundle(plait.read_spec(SPEC), tmp_path_factory.mktemp("agent") / "agent.plait", base=SPEC.parent)
+
+
+@pytest.fixture(scope="module")
+def runtime(bundle: Bundle) -> Iterator[Runtime]:
+    """A runtime on the example bundle, under its own budget."""
+    gc.collect()
+    with Runtime(bundle) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def url(runtime: Runtime) -> Iterator[str]:
+    """The URL of a server on it."""
+    with serving(runtime) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    """A real client."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_a_greedy_answer_is_right_streamed_or_not(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="chat", messages=PARIS, temperature=0)  # type: ignore[arg-type]
+    stream = client.chat.completions.create(model="assistant", messages=PARIS, temperature=0, stream=True)  # type: ignore[arg-type]
+    pieces = [choice.delta.content or "" for chunk in stream for choice in chunk.choices]
+    assert whole.choices[0].message.content == "The capital of France is Paris."
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert len([piece for piece in pieces if piece]) > 3
+    assert whole.choices[0].finish_reason == "stop"
+
+
+def test_a_seeded_answer_can_be_had_again(client: openai.OpenAI) -> None:
+    def ask(seed: int) -> str | None:
+        answer = client.completions.create(
+            model="chat", prompt="Once upon a time", max_tokens=16, temperature=1.0, seed=seed
+        )
+        return answer.choices[0].text
+
+    assert ask(7) == ask(7)
+    assert ask(7) != ask(8)
+
+
+def test_embeddings_have_the_published_cosine(client: openai.OpenAI) -> None:
+    texts = ["A man is eating food.", "A man is eating a piece of bread."]
+    vectors = [item.embedding for item in client.embeddings.create(model="embed", input=texts).data]
+    assert np.dot(*vectors) == pytest.approx(0.7553, abs=5e-5)
+
+
+def test_splade_scores_the_right_passage_and_not_the_unrelated(client: openai.OpenAI) -> None:
+    texts = [
+        "what causes tides in the ocean",
+        "Tides are caused by the gravitational pull of the moon and the sun on the ocean.",
+        "The stock market closed higher on Friday.",
+    ]
+    query, right, unrelated = (
+        np.array(item.embedding) for item in client.embeddings.create(model="sparse", input=texts).data
+    )
+    assert query @ right == pytest.approx(20, abs=1)
+    assert query @ unrelated == 0
+
+
+def test_a_request_for_a_model_that_is_away_waits(client: openai.OpenAI, runtime: Runtime) -> None:
+    client.embeddings.create(model="embed", input="evicts the chat model")
+    assert {status.name: status.residency for status in runtime.models()}["chat"] == "warm"
+    answer = client.chat.completions.create(model="chat", messages=PARIS, temperature=0, max_tokens=4)  # type: ignore[arg-type]
+    assert answer.usage is not None
+    assert (answer.usage.model_extra or {})["switch_ms"] > 10
+    listed = {model.id: (model.model_extra or {}) for model in client.models.list().data}
+    assert {name: extra["residency"] for name, extra in listed.items()} == {
+        "chat": "hot",
+        "embed": "warm",
+        "sparse": "hot",
+    }
+
+
+class MemorySampler:
+    """Watches live arrays by memory kind from a thread of its own, sharing no code with the runtime's books."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.peak_bytes: dict[str, int] = {}
+        self.num_samples = 0
+        self._runtime = runtime
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> MemorySampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.003):
+            live: dict[str, int] = {}
+            for array in jax.live_arrays():
+                kind = str(array.sharding.memory_kind)
+                live[kind] = live.get(kind, 0) + array.nbytes
+            self.num_samples += 1
+            for kind, num_bytes in live.items():
+                self.peak_bytes[kind] = max(self.peak_bytes.get(kind, 0), num_bytes)
+
+
+def ask(client: openai.OpenAI, index: int) -> str:
+    """Asks the chat model and the embedder in turns; returns the model that answered."""
+    if index % 2:
+        vectors = client.embeddings.create(model="embed", input=[f"passage {index}", "another one"]).data
+        assert len(vectors) == 2
+        return "embed"
+    answer = client.chat.completions.create(
+        model="chat", messages=[{"role": "user", "content": f"Count to {index}."}], max_tokens=6, temperature=0
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens >= 1
+    return "chat"
+
+
+def test_200_interleaved_requests_of_8_clients_stay_within_the_budget(
+    client: openai.OpenAI, runtime: Runtime, bundle: Bundle
+) -> None:
+    before = len(runtime.transfers())
+    with MemorySampler(runtime) as sampler, ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        answered = list(pool.map(lambda index: ask(client, index), range(NUM_REQUESTS)))
+    assert answered.count("chat") == answered.count("embed") == NUM_REQUESTS // 2
+    switches = [record for record in runtime.transfers()[before:] if record.destination == "hbm"]
+    assert len(switches) >= 4
+    assert sampler.num_samples > 100
+
+    budget = bundle.manifest.budget
+    models = {entry.name: entry for entry in bundle.manifest.models}
+    largest_step = max(models["chat"].workspace_bytes, models["sparse"].workspace_bytes)  # hot at the peak, with chat
+    assert sampler.peak_bytes["device"] + largest_step <= budget.hbm
+    assert sampler.peak_bytes["pinned_host"] <= budget.ddr
+    predicted = models["chat"].resident_bytes + models["sparse"].resident_bytes
+    assert predicted == pytest.approx(sampler.peak_bytes["device"], rel=0.05)
+    assert sum(m.weights_bytes for m in models.values()) == pytest.approx(sampler.peak_bytes["pinned_host"], rel=0.05)
+    for use in runtime.tier_uses():
+        assert use.peak_charged_bytes <= use.budget_bytes
+        assert use.measured_bytes <= use.budget_bytes
+        assert use.predicted_bytes == pytest.approx(use.measured_bytes, rel=0.05)
+
+
+def test_a_client_that_leaves_stops_its_work(client: openai.OpenAI, runtime: Runtime, url: str) -> None:
+    body = {"model": "chat", "messages": PARIS, "temperature": 1.5, "seed": 3, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+        next(response.iter_lines())
+    deadline = time.monotonic() + 10
+    while 'vllm:num_requests_running{model_name="chat"} 0.0' not in runtime.metrics.render()[0].decode():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_llm_comply_passes_but_for_tools_and_images(url: str) -> None:
+    command = shutil.which("llm-comply", path=str(Path(sys.executable).parent))
+    assert command is not None, "llm-comply is part of the test extra"
+    arguments = ["--format", "openai-chat", "-u", f"{url}/v1", "-k", "x", "-m", "chat", "--json"]
+    run = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    results = {result["id"]: result for result in json.loads(run.stdout)["results"]}
+    refused = {name for name, result in results.items() if result["status"] not in ("passed", "skipped")}
+    assert refused == {"chat-tool-calling", "chat-image-input"}
+    assert all("HTTP 400" in str(results[name]["errors"]) for name in refused)
