@@ -26,7 +26,7 @@ def targets(
     from ..compiler.target import load_target, target_names
 
     if name is not None:
-        from ..compiler.calibrate import target_to_toml  # brings in JAX
+        from ..compiler.target_file import target_to_toml
 
         target = load_target(name)
         if json:

@@ -1,0 +1,1 @@
+"""The models: what they compute, where their weights are from."""

@@ -1,0 +1,1 @@
+"""The runtime: a bundle that answers, under a memory budget."""

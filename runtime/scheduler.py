@@ -292,7 +292,7 @@ class Scheduler:
         actions = [] if pinned is None else self._move(pinned, self._is_unused, now)
         wanted = self._first_held()
         if not actions and wanted is not None:
-            actions = self._move(wanted.request.model, lambda name: self._is_idle_before(name, wanted), now)
+            actions = self._move(wanted.request.model, lambda name: self._may_go_for(wanted, name), now)
             if not actions:
                 return self._barrier_for(wanted), []
         prefetch = self._next_prefetch()
@@ -301,7 +301,7 @@ class Scheduler:
         return None, actions
 
     def _barrier_for(self, wanted: Job) -> _Barrier:
-        """Returns the barrier that makes room for a held request: idle models first, least recently used first."""
+        """Returns the barrier that makes room in hbm for a held request, least recently used models first."""
         if self._barrier is None or self._barrier.order != wanted.order:
             in_the_way = self.residency.victims(wanted.request.model, "hbm", lambda _: True)
             self._barrier = _Barrier(frozenset(in_the_way or ()), wanted.order)
@@ -336,8 +336,10 @@ class Scheduler:
         queue = self.queues[name]
         return not queue.is_busy and not queue.waiting
 
-    def _is_idle_before(self, name: str, wanted: Job) -> bool:
-        """Whether a model neither runs nor has a request that is older than `wanted`."""
+    def _may_go_for(self, wanted: Job, name: str) -> bool:
+        """Whether a model neither runs nor has a request that is older than `wanted`; a copy in ddr may always go."""
+        if self.residency.next_hop(wanted.request.model)[1] == "ddr":
+            return True
         queue = self.queues[name]
         return not queue.is_busy and not (queue.waiting and queue.waiting[0].order < wanted.order)
 
@@ -440,7 +442,7 @@ class Scheduler:
         for job in sorted(decoding, key=_order):
             while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
                 self._preempt(queue, max(queue.running, key=_order))
-        return [job for job in sorted(decoding, key=_order) if job in queue.running]
+        return [job for job in decoding if job in queue.running]
 
     def _preempt(self, queue: ModelQueue, job: GenerateJob) -> None:
         self._leave(job)

@@ -1,0 +1,101 @@
+"""`plait check`: is a bundle whole, does it fit, and what does a switch cost?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import BundlePath, Json
+from .output import format_bytes, format_seconds, note, print_facts, print_json, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from ..compiler.bundle.reader import Bundle
+    from .legality import Legality
+
+__all__ = ["Digest", "check"]
+
+Digest = Annotated[
+    str | None, typer.Option("--digest", metavar="SHA256", help="Digest that the bundle must have, from a safe place.")
+]
+
+
+def check(bundle: BundlePath, digest: Digest = None, json: Json = False) -> None:
+    """Verify every byte of a bundle, then its budgets.
+
+    Errors are models that can never be hot: exit code 2. Warnings are models that exclude each other, or budgets beyond
+    the machine. The matrix says how long it takes, by the plan, to make one model hot in place of another.
+
+    \b
+    plait check agent.plait
+    plait check agent.plait --digest 7f3a... --json
+    """
+    from ..compiler.bundle.reader import open_bundle
+    from .legality import legality
+
+    opened = open_bundle(bundle, digest=digest)
+    _verify(opened)
+    verdict = legality(opened)
+    if json:
+        print_json(
+            {
+                "digest": opened.manifest_digest,
+                "errors": verdict.errors,
+                "warnings": verdict.warnings,
+                "utilization": {
+                    tier: {**asdict(use), "utilization": use.utilization} for tier, use in verdict.utilization.items()
+                },
+                "switch_seconds": verdict.switch_seconds,
+            }
+        )
+    else:
+        _print(opened, verdict)
+    if verdict.errors:
+        note(f"{len(verdict.errors)} of the bundle's models can never be hot: {verdict.errors[0]}")
+        raise typer.Exit(2)
+
+
+def _verify(opened: Bundle) -> None:
+    total = sum(file.size_bytes for file in opened.manifest.files.values())
+    done = Counter[str]()
+    with progress_bars() as bars:
+
+        def report(relative: str, num_bytes: int) -> None:
+            done[relative] += num_bytes
+            bars.update("verify", done.total(), total, are_bytes=True)
+
+        opened.verify(report)
+
+
+def _print(opened: Bundle, verdict: Legality) -> None:
+    files = opened.manifest.files
+    size = format_bytes(sum(file.size_bytes for file in files.values()))
+    print_facts([("verified", f"{len(files)} files, {size}"), ("digest", opened.manifest_digest)])
+    print()
+    rows = [
+        (
+            tier,
+            format_bytes(use.demand_bytes),
+            format_bytes(use.pinned_bytes),
+            format_bytes(use.budget_bytes),
+            format_bytes(use.capacity_bytes),
+            f"{use.utilization:.0%}",
+        )
+        for tier, use in verdict.utilization.items()
+    ]
+    print_table(["tier ", "all models", "pinned", "budget", "capacity", "utilization"], rows)
+    print()
+    names = list(verdict.switch_seconds)
+    rows = [
+        (hot, *(format_seconds(seconds) for seconds in switches.values()))
+        for hot, switches in verdict.switch_seconds.items()
+    ]
+    print_table(["hot ", *names], rows, title="seconds until the model above is hot in place of the one on the left")
+    print()
+    for kind, messages in (("error", verdict.errors), ("warning", verdict.warnings)):
+        for message in messages:
+            print(f"{kind}: {message}")
+    if not verdict.errors:
+        print("every model can be hot within the budget")

@@ -1,0 +1,151 @@
+"""Calibration: what this machine computes and copies in a second, as a target.
+
+Comes in: a target to start from, whose tiers and links say what to measure. Goes out: the same target with measured
+rates; capacities and memory kinds are kept. Each rate is the median of several runs, the first of which doesn't count.
+The disk links are measured on a file in the page cache, as a bundle's weights are after they were verified: a file
+that has to come from the disk itself is slower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import TargetError
+from .executable import device_sharding
+from .target import Compute, Link, Target, Tier
+
+__all__ = ["NUM_MEASUREMENTS", "CalibrationSizes", "calibrate"]
+
+NUM_MEASUREMENTS = 4  # steps that `progress` is told of
+_DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSizes:
+    """How much is computed and copied."""
+
+    product_rows: int = 512  # as many as a long prefill has
+    product_size: int = 2048  # of the square weights
+    read_bytes: int = 256 << 20  # more than any cache holds
+    tensor_bytes: int = 3_538_944  # of a weight of 1536 x 576 in f32
+    num_tensors: int = 24  # of one copy
+    num_runs: int = 5
+
+
+def calibrate(
+    base: Target,
+    *,
+    pace: bool | None = None,
+    sizes: CalibrationSizes | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Target:
+    """Measures this machine.
+
+    Args:
+        base: The target to start from.
+        pace: Whether copies are kept to the links' rates; as in `base` by default.
+        sizes: How much is computed and copied.
+        progress: Told how many of `NUM_MEASUREMENTS` are done.
+
+    Returns:
+        A target named after `base` with measured rates and latencies.
+
+    Raises:
+        TargetError: if this machine lacks a memory that `base` names, or `base` is none that runs here.
+    """
+    _check_runs_here(base)
+    chosen = sizes or CalibrationSizes()
+    report = progress or (lambda done: None)
+    report(0)
+    flops_per_s = {dtype: _product_rate(_DTYPES[dtype], chosen) for dtype in base.compute.flops_per_s}
+    report(1)
+    launch_seconds = _launch_seconds(chosen)
+    report(2)
+    tiers = {name: dataclasses.replace(tier, bandwidth_bytes_per_s=_read_rate(tier, chosen)) for name, tier in base.tiers.items()}
+    report(3)
+    links = {name: _measured_link(name, link, base, pace, chosen) for name, link in base.links.items()}
+    report(4)
+    return dataclasses.replace(
+        base,
+        name=f"{base.name.removesuffix('-calibrated')}-calibrated",
+        compute=Compute(flops_per_s, launch_seconds),
+        tiers=tiers,
+        links=links,
+        source=(
+            f"measured by `plait calibrate` on {date.today().isoformat()} with jax {jax.__version__} on {os.cpu_count()} "
+            f"CPUs; disk links on a file in the page cache"
+        ),
+    )
+
+
+def _check_runs_here(base: Target) -> None:
+    there = {memory.kind for memory in jax.devices()[0].addressable_memories()}
+    for name, tier in base.tiers.items():
+        if tier.memory_kind not in there:
+            raise TargetError(
+                f"target {base.name!r} cannot be measured here: its {name} is memory kind {tier.memory_kind!r}, this "
+                f"machine has {', '.join(sorted(there))}; start from cpu or cpu-tiered"
+            )
+    if unknown := sorted(set(base.compute.flops_per_s) - set(_DTYPES)):
+        raise TargetError(
+            f"target {base.name!r} has a rate for {unknown[0]!r}; products of {' and '.join(_DTYPES)} can be measured"
+        )
+
+
+def _median_seconds(run: Callable[[], object], num_runs: int) -> float:
+    """Returns the median time of a run whose result is waited for; the first run compiles and warms up."""
+    seconds = []
+    for _ in range(num_runs + 1):
+        began = time.perf_counter()
+        result = jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - began)
+        del result
+    return max(statistics.median(seconds[1:]), 1e-9)
+
+
+def _product_rate(dtype: jax.typing.DTypeLike, sizes: CalibrationSizes) -> float:
+    """Returns the FLOPs a second of a product with weights [out, in], as the models have them."""
+    rows = jnp.ones((sizes.product_rows, sizes.product_size), dtype)
+    weights = jnp.ones((sizes.product_size, sizes.product_size), dtype)
+    dimensions = (((1,), (1,)), ((), ()))
+    product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, dimensions, preferred_element_type=jnp.float32))
+    seconds = _median_seconds(lambda: product(rows, weights), sizes.num_runs)
+    return 2.0 * sizes.product_rows * sizes.product_size**2 / seconds
+
+
+def _launch_seconds(sizes: CalibrationSizes) -> float:
+    """Returns the time of a step that computes next to nothing."""
+    step = jax.jit(lambda x: x + 1)
+    x = jnp.zeros((8,), jnp.float32)
+    return _median_seconds(lambda: step(x), 20 * sizes.num_runs)
+
+
+def _read_rate(tier: Tier, sizes: CalibrationSizes) -> float:
+    """Returns the bytes a second at which a product with one row reads weights in a tier."""
+    size = 1024
+    weights = jnp.ones((sizes.read_bytes // (4 * size), size), jnp.float32, device=device_sharding(tier.memory_kind))
+    row = jnp.ones((size,), jnp.float32, device=device_sharding(tier.memory_kind))
+    product = jax.jit(lambda w, x: w @ x)
+    seconds = _median_seconds(lambda: product(weights, row), sizes.num_runs)
+    return weights.nbytes / seconds
+
+
+def _measured_link(name: str, link: Link, base: Target, pace: bool | None, sizes: CalibrationSizes) -> Link:
+    source, _, destination = name.partition("->")
+    kinds = {tier: base.tiers[tier].memory_kind for tier in (source, destination) if tier != "disk"}
+    copy = _disk_copy if source == "disk" else _memory_copy
+    with copy(sizes, kinds.get(source), kinds.get(destination)) as (run, num_bytes, touch):
+        seconds = _median_seconds(run, sizes.num_runs)
+        latency_seconds = _median_seconds(touch, 4 * sizes.num_runs)
+    rate = num_bytes / max(seconds - latency_seconds, 1e-9)
+    return Link(rate, latency_seconds, link.pace if pace is None else pace)

@@ -1,0 +1,150 @@
+"""Lowered programs against plain `jax.jit` of the same model, and against transformers on the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plait.compiler.configuration import BLOCK_TOKENS, Configuration
+from plait.compiler.executable import Executable, compile_exported
+from plait.compiler.implementations import pool_dtype
+from plait.compiler.lower import lower, pool_shape
+from plait.compiler.target import load_target
+from plait.compiler.trace import trace_model
+from plait.models.checkpoint import open_checkpoint
+from plait.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from plait.models.family import build
+
+TARGET = load_target("cpu")
+SMALL = DecoderConfig(
+    num_layers=2,
+    hidden_size=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=16,
+    intermediate_size=96,
+    vocab_size=128,
+    max_positions=512,
+    tie_embeddings=True,
+)
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def random_parameters(config: ModelConfig, dtype: str, seed: int = 0) -> dict[str, jax.Array]:
+    """Returns seeded weights; norms around one."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(generator.standard_normal(leaf.shape) * 0.1 + name.endswith("norm.weight"), dtype)
+        for name, leaf in build(config, dtype).parameters.items()
+    }
+
+
+@dataclass
+class Paged:
+    """Runs lowered programs of a decoder on one sequence, whose blocks are scattered over the pool."""
+
+    config: DecoderConfig
+    dtype: str
+    context: int
+    parameters: dict[str, jax.Array]
+    num_blocks: int = 40
+    executables: dict[Configuration, Executable] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = pool_shape(self.config, self.num_blocks)
+        self.pools = [jnp.zeros(shape, pool_dtype(self.dtype)) for _ in range(self.config.num_layers)]
+        self.blocks = np.random.default_rng(1).permutation(self.num_blocks)[: -(-self.context // BLOCK_TOKENS)]
+
+    def run(self, configuration: Configuration, tokens: np.ndarray, start: int) -> np.ndarray:
+        """Returns the logits after the last token; the other rows of the batch stay empty."""
+        executable = self.executable(configuration)
+        rows = np.zeros((configuration.batch, configuration.new_tokens), np.int32)
+        rows[0, : len(tokens)] = tokens
+        starts = np.zeros(configuration.batch, np.int32)
+        starts[0] = start
+        lengths = np.ones(configuration.batch, np.int32)
+        lengths[0] = len(tokens)
+        tables = np.full((configuration.batch, len(self.blocks)), self.num_blocks, np.int32)
+        tables[0] = self.blocks
+        logits, self.pools = executable(self.parameters, rows, starts, lengths, self.pools, tables)
+        return np.asarray(logits)[0]
+
+    def executable(self, configuration: Configuration) -> Executable:
+        """Returns the compiled program of a configuration."""
+        if configuration not in self.executables:
+            traced = trace_model(self.config, configuration, self.dtype)
+            program = lower(traced, self.config, configuration, self.dtype, TARGET)
+            self.executables[configuration] = compile_exported(
+                program.exported, program.donated, num_blocks=self.num_blocks
+            )
+        return self.executables[configuration]
+
+
+# Both round attention's result to bf16, the reference its inner steps in another order: a rounding apart at most.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 1e-2)], ids=["f32", "bf16"])
+def test_paged_prefill_and_decode_equal_the_dense_model(dtype: str, tolerance: float) -> None:
+    context = 304  # more than one chunk of attention, and no multiple of it
+    parameters = random_parameters(SMALL, dtype)
+    paged = Paged(SMALL, dtype, context, parameters)
+    dense = jax.jit(build(SMALL, dtype).__call__)
+    shape = (1, context, SMALL.num_kv_heads, SMALL.head_size)
+    cache = [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))] * SMALL.num_layers
+    tokens = np.random.default_rng(2).integers(0, SMALL.vocab_size, 296)
+    position = 0
+    for count in (64, 64, 64, 64, 30, 1, 1, 1):
+        phase = "decode" if count == 1 else "prefill"
+        configuration = Configuration(phase, 2 if count == 1 else 1, 1 if count == 1 else 64, context)
+        new = tokens[position : position + count]
+        ours = paged.run(configuration, new, position)
+        reference, cache = dense(
+            parameters, jnp.asarray(new)[None], jnp.array([position]), jnp.array([len(new)]), cache
+        )
+        assert np.max(np.abs(ours - reference[0])) <= tolerance * np.max(np.abs(reference))
+        position += len(new)
+
+
+@pytest.mark.parametrize("head", ["embedding", "masked_lm"])
+def test_lowered_encoders_equal_the_plain_model(head) -> None:
+    config = EncoderConfig(2, 64, 4, 96, 1000, 128, head=head)
+    parameters = random_parameters(config, "float32")
+    configuration = Configuration("embed", 4, 32, 32)
+    program = lower(trace_model(config, configuration, "float32"), config, configuration, "float32", TARGET)
+    tokens = np.random.default_rng(3).integers(0, config.vocab_size, (4, 32)).astype(np.int32)
+    lengths = np.array([32, 5, 0, 9], np.int32)
+    ours = np.asarray(compile_exported(program.exported, program.donated)(parameters, tokens, lengths))
+    reference = np.asarray(jax.jit(build(config, "float32").__call__)(parameters, tokens, lengths))
+    assert np.max(np.abs(ours - reference)) <= 2e-6 * np.max(np.abs(reference))
+    assert not ours[2].any()
+
+
+def test_a_decode_step_leaves_the_pool_in_place() -> None:
+    configuration = Configuration("decode", 1, 1, 512)
+    paged = Paged(SMALL, "bfloat16", 512, random_parameters(SMALL, "bfloat16"), num_blocks=4096)
+    pool_bytes = sum(pool.nbytes for pool in paged.pools)
+    addresses = [pool.unsafe_buffer_pointer() for pool in paged.pools]
+    paged.run(configuration, np.array([1]), 0)
+    assert paged.executable(configuration).temporary_bytes < pool_bytes / 100
+    assert [pool.unsafe_buffer_pointer() for pool in paged.pools] == addresses
+
+
+@pytest.mark.weights
+def test_lowered_smollm2_agrees_with_transformers(smollm2: Path) -> None:
+    """What runs, not only what is traced: paged programs in f32 over prefill and 32 decode steps."""
+    reference = np.load(GOLDEN / "reference_smollm2.npz")
+    checkpoint = open_checkpoint(smollm2)
+    assert isinstance(checkpoint.config, DecoderConfig)
+    parameters = {name: jnp.asarray(checkpoint.read(name)) for name in checkpoint.tensor_names}
+    paged = Paged(checkpoint.config, "float32", 256, parameters)
+    prompt, greedy = reference["capital_prompt_ids"], reference["capital_greedy_ids"]
+    rows = [paged.run(Configuration("prefill", 1, 64, 256), prompt, 0)]
+    for step, token in enumerate(greedy[:-1]):
+        rows.append(paged.run(Configuration("decode", 1, 1, 256), np.array([token]), len(prompt) + step))
+    assert [int(np.argmax(row)) for row in rows] == greedy.tolist()
+    ours = np.stack(rows)[:, reference["vocabulary_ids"]]
+    theirs = reference["capital_logits"][len(prompt) - 1 :][: len(rows)]
+    assert np.max(np.abs(ours - theirs)) <= 1e-4 * np.max(np.abs(theirs))
