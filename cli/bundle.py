@@ -21,11 +21,13 @@ def bundle(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The bundle file.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="The bundle to be; beside the file, by its name, if unsaid."),
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="The bundle to be; beside the file, by its name, if unsaid."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compile all models of a bundle file and write them as one bundle.
+    """Compile the models of a bundle file into a bundle.
 
     A bundle of the same name is replaced once the new one is complete. Its digest is for `--digest` of `check` and
     `serve`.

@@ -28,10 +28,10 @@ def calibrate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure this machine's compute, memory and links, and write them as a target file.
+    """Measure this machine and write it as a target file.
 
-    Takes some seconds, on an otherwise idle machine. Capacities are kept from the target that it starts from. Without -o
-    the file goes to standard output.
+    Compute, memory and links are measured in some seconds; the machine should be idle otherwise. Capacities are kept
+    from the target that it starts from. Without -o the file goes to standard output.
 
     \b
     plait calibrate -o mine.toml

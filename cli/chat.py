@@ -33,14 +33,15 @@ def chat(
     system: System = None,
     hbm: HbmBytes = None,
 ) -> None:
-    """Talk with a model of a bundle; it remembers what was said.
+    """Talk with a model of a bundle.
 
-    /clear forgets the conversation, /exit or the end of input ends it. Questions may come through a pipe, one a line.
+    It remembers what was said. /clear forgets the conversation, /exit or the end of input ends it. Questions may come
+    through a pipe, one a line.
 
     \b
     plait chat agent.plait
     plait chat agent.plait chat --system "Answer in one sentence."
-    printf 'My name is Ada.\nWhat is my name?\n' | plait chat agent.plait
+    plait chat agent.plait < questions.txt
     """
     from ..compiler.bundle.reader import open_bundle
 
@@ -57,8 +58,8 @@ def _chat_model(manifest: Manifest, name: str | None) -> ModelEntry:
     entry = manifest.model(name) if name is not None else next(iter(able), None)
     if entry is None or entry not in able:
         known = ", ".join(model.name for model in able) or "none"
-        who = "no model of the bundle" if entry is None else f"model {entry.name!r} not"
-        raise ConfigurationError(f"{who} is one to chat with; chat models: {known}")
+        what = "the bundle has no model" if entry is None else f"{entry.name!r} is not a model"
+        raise ConfigurationError(f"{what} to chat with; chat models: {known}")
     return entry
 
 

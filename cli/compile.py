@@ -44,7 +44,9 @@ def compile_(
     graph: Annotated[bool, typer.Option("--graph", help="Print every operation too.")] = False,
     json: Json = False,
 ) -> None:
-    """Trace, plan and lower one model in one configuration; no weights are read.
+    """Plan one model in one configuration.
+
+    It is traced, planned and lowered from its shapes alone: no weights are read.
 
     \b
     plait compile smollm2-135m --phase decode --batch 8 --dtype bf16
@@ -75,9 +77,7 @@ def compile_(
             dtype=_DTYPES[dtype],
             target=machine,
             stop_after=stop_after,
-            progress=lambda stage: bars.update(
-                "compile", STAGES.index(stage), STAGES.index(stop_after) + 1
-            ),
+            progress=lambda stage: bars.update("compile", STAGES.index(stage), STAGES.index(stop_after) + 1),
         )
     files = [] if output is None else compilation.save(output)
     if json:

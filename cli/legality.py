@@ -98,9 +98,7 @@ def _utilization(manifest: Manifest) -> dict[str, TierUtilization]:
     models, tiers = manifest.models, manifest.target.tiers
     pinned = [model for model in models if model.pin == "hbm"]
     found = {
-        "hbm": TierUtilization(
-            hbm_bytes(models), hbm_bytes(pinned), manifest.budget.hbm, tiers["hbm"].capacity_bytes
-        )
+        "hbm": TierUtilization(hbm_bytes(models), hbm_bytes(pinned), manifest.budget.hbm, tiers["hbm"].capacity_bytes)
     }
     if "ddr" in tiers:
         held = sum(model.weights_bytes for model in models if model.pin == "ddr")

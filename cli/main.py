@@ -93,7 +93,7 @@ def run() -> None:
     try:
         # A character that the terminal cannot show must not end an answer.
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        code = build_app(settings)(standalone_mode=False)
+        code = build_app(settings)(prog_name="plait", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         code = _close_stdout()

@@ -9,7 +9,7 @@ __all__ = ["models"]
 
 
 def models(json: Json = False) -> None:
-    """List the named models, and which of them are in the cache.
+    """List the named models, and which are here.
 
     Any other model is named by its path: a .gguf file or a Hugging Face directory.
 

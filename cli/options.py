@@ -38,7 +38,8 @@ Temperature: TypeAlias = Annotated[
     float | None, typer.Option(min=0, metavar="T", help="0 takes the likeliest token; the model's own by default.")
 ]
 TopP: TypeAlias = Annotated[
-    float | None, typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens that make up this share.")
+    float | None,
+    typer.Option("--top-p", min=0, max=1, metavar="P", help="Draw from the likeliest tokens that make up this share."),
 ]
 Seed: TypeAlias = Annotated[int | None, typer.Option(min=0, metavar="S", help="Makes the draws repeatable.")]
 System: TypeAlias = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]

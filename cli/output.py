@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 __all__ = [
     "Bars",
@@ -104,7 +104,7 @@ class Bars:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._tasks = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def update(self, label: str, done: int, total: int, *, are_bytes: bool = False) -> None:
         """Shows that `done` of `total` are finished."""

@@ -18,9 +18,10 @@ def pull(
     everything: Annotated[bool, typer.Option("--all", help="Pull all named models.")] = False,
     json: Json = False,
 ) -> None:
-    """Download named models, once, each file checked against its digest.
+    """Download named models, once.
 
-    A download that was cut goes on where it stopped. What is in the cache already needs no network.
+    Each file is checked against its digest. A download that was cut goes on where it stopped; what is in the cache
+    already needs no network.
 
     \b
     plait pull smollm2-135m minilm-l6

@@ -32,13 +32,16 @@ def run(
     top_p: TopP = None,
     seed: Seed = None,
     system: System = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
+    ] = False,
     hbm: HbmBytes = None,
     json: Json = False,
 ) -> None:
-    """Ask a model of a bundle and print its answer alone, as it comes.
+    """Ask a model of a bundle one question.
 
-    An embedding model prints its vector as JSON; a sparse one its tokens and their weights, the heaviest first.
+    The answer alone is printed, as it comes. An embedding model prints its vector as JSON; a sparse one its tokens and
+    their weights, the heaviest first.
 
     \b
     plait run agent.plait chat "What is the capital of France?" --temperature 0
@@ -82,9 +85,7 @@ def _prompt(entry: ModelEntry, text: str, system: str | None, *, raw: bool) -> P
     return [*messages, {"role": "user", "content": text}]
 
 
-def _generate(
-    runtime: Runtime, entry: ModelEntry, prompt: Prompt, params: SamplingParams, *, as_object: bool
-) -> None:
+def _generate(runtime: Runtime, entry: ModelEntry, prompt: Prompt, params: SamplingParams, *, as_object: bool) -> None:
     if as_object:
         print_json({"model": entry.name, **asdict(runtime.complete(entry.name, prompt, params))})
         return

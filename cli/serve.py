@@ -41,10 +41,10 @@ def serve(
     ] = 1024,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready.")] = False,
 ) -> None:
-    """Serve all models of a bundle behind one OpenAI-compatible endpoint.
+    """Serve a bundle behind one OpenAI-compatible endpoint.
 
-    Models that don't fit at once are switched as requests ask for them. SIGINT and SIGTERM let running answers end. Keys
-    in the environment variable PLAIT_API_KEY, separated by spaces, are not seen in the list of processes.
+    Models that don't fit at once are switched as requests ask for them. SIGINT and SIGTERM let running answers end.
+    Keys in the environment variable PLAIT_API_KEY, separated by spaces, are not seen in the list of processes.
 
     \b
     plait serve agent.plait --port 8000 --hbm 330MiB

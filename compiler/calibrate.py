@@ -13,8 +13,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from .target import Compute, Link, Target, Tier
 __all__ = ["NUM_MEASUREMENTS", "CalibrationSizes", "calibrate"]
 
 NUM_MEASUREMENTS = 4  # steps that `progress` is told of
+_ALIGNMENT = 64  # bytes
 _DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -71,7 +73,7 @@ def calibrate(
     report(1)
     launch_seconds = _launch_seconds(chosen)
     report(2)
-    tiers = {name: dataclasses.replace(tier, bandwidth_bytes_per_s=_read_rate(tier, chosen)) for name, tier in base.tiers.items()}
+    tiers = {name: _measured_tier(tier, chosen) for name, tier in base.tiers.items()}
     report(3)
     links = {name: _measured_link(name, link, base, pace, chosen) for name, link in base.links.items()}
     report(4)
@@ -82,8 +84,8 @@ def calibrate(
         tiers=tiers,
         links=links,
         source=(
-            f"measured by `plait calibrate` on {date.today().isoformat()} with jax {jax.__version__} on {os.cpu_count()} "
-            f"CPUs; disk links on a file in the page cache"
+            f"measured by `plait calibrate` on {date.today().isoformat()} with jax {jax.__version__} "
+            f"on {os.cpu_count()} CPUs; disk links on a file in the page cache"
         ),
     )
 
@@ -130,22 +132,52 @@ def _launch_seconds(sizes: CalibrationSizes) -> float:
     return _median_seconds(lambda: step(x), 20 * sizes.num_runs)
 
 
-def _read_rate(tier: Tier, sizes: CalibrationSizes) -> float:
-    """Returns the bytes a second at which a product with one row reads weights in a tier."""
-    size = 1024
-    weights = jnp.ones((sizes.read_bytes // (4 * size), size), jnp.float32, device=device_sharding(tier.memory_kind))
-    row = jnp.ones((size,), jnp.float32, device=device_sharding(tier.memory_kind))
-    product = jax.jit(lambda w, x: w @ x)
+def _measured_tier(tier: Tier, sizes: CalibrationSizes) -> Tier:
+    """Returns a tier with the rate at which a product with one row reads weights there."""
+    sharding = device_sharding(tier.memory_kind)
+    weights = jax.device_put(np.ones((sizes.read_bytes // 4096, 1024), np.float32), sharding)
+    row = jax.device_put(np.ones((1024,), np.float32), sharding)
+    product = jax.jit(lambda w, x: w @ x, out_shardings=device_sharding(jax.devices()[0].default_memory().kind))
     seconds = _median_seconds(lambda: product(weights, row), sizes.num_runs)
-    return weights.nbytes / seconds
+    return dataclasses.replace(tier, bandwidth_bytes_per_s=weights.nbytes / seconds)
 
 
 def _measured_link(name: str, link: Link, base: Target, pace: bool | None, sizes: CalibrationSizes) -> Link:
     source, _, destination = name.partition("->")
-    kinds = {tier: base.tiers[tier].memory_kind for tier in (source, destination) if tier != "disk"}
-    copy = _disk_copy if source == "disk" else _memory_copy
-    with copy(sizes, kinds.get(source), kinds.get(destination)) as (run, num_bytes, touch):
-        seconds = _median_seconds(run, sizes.num_runs)
-        latency_seconds = _median_seconds(touch, 4 * sizes.num_runs)
-    rate = num_bytes / max(seconds - latency_seconds, 1e-9)
-    return Link(rate, latency_seconds, link.pace if pace is None else pace)
+    sharding = device_sharding(base.tiers[destination].memory_kind)
+    with tempfile.TemporaryFile() as file:
+        tensors = _tensors_on_disk(file, sizes) if source == "disk" else _tensors_in(base.tiers[source], sizes)
+        seconds = _median_seconds(lambda: [_put(tensor, sharding) for tensor in tensors], sizes.num_runs)
+        tiny = jax.block_until_ready(tensors[0][:1])
+        latency_seconds = _median_seconds(lambda: _put(tiny, sharding), 4 * sizes.num_runs)
+    num_bytes = sum(tensor.nbytes for tensor in tensors)
+    return Link(num_bytes / seconds, latency_seconds, link.pace if pace is None else pace)
+
+
+def _tensors_in(tier: Tier, sizes: CalibrationSizes) -> list[jax.Array]:
+    sharding = device_sharding(tier.memory_kind)
+    values = [np.full(sizes.tensor_bytes // 4, index, np.float32) for index in range(sizes.num_tensors)]
+    return [jax.block_until_ready(jax.device_put(value, sharding)) for value in values]
+
+
+def _tensors_on_disk(file: IO[bytes], sizes: CalibrationSizes) -> list[np.ndarray]:
+    """Returns views of the mapped file."""
+    shape = (sizes.num_tensors, sizes.tensor_bytes // 4)
+    written = np.memmap(file, np.float32, "w+", shape=shape)
+    written[:] = 1.0
+    return list(written)
+
+
+def _put(tensor: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Copies a tensor as a switch does: a mapped one into memory of its own first."""
+    source = _aligned_copy(tensor) if isinstance(tensor, np.ndarray) else tensor
+    return jax.block_until_ready(jax.device_put(source, sharding))
+
+
+def _aligned_copy(values: np.ndarray) -> np.ndarray:
+    """Returns a copy that JAX takes over, instead of copying it once more."""
+    raw = np.empty(values.nbytes + _ALIGNMENT, np.uint8)
+    offset = -raw.ctypes.data % _ALIGNMENT
+    copy = raw[offset : offset + values.nbytes].view(values.dtype).reshape(values.shape)
+    np.copyto(copy, values)
+    return copy

@@ -187,6 +187,7 @@ class EngineCore:
         message = "the runtime was shut down"
         try:
             self._perform(self._scheduler.start(self._clock.now()))
+            self._settle()
             while not isinstance(item := self._next_event(), _Stop):
                 self._handle(item)
         except Exception:
@@ -211,6 +212,9 @@ class EngineCore:
         if isinstance(item, Cancel):
             self._forget_vectors(item.request_id)
         self._perform(self._scheduler.handle(item, self._clock.now()))
+        self._settle()
+
+    def _settle(self) -> None:
         if not self._settled.is_set() and self._scheduler.is_settled:
             self._settled.set()
 

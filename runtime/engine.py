@@ -82,7 +82,7 @@ class Runtime:
         progress: Told how many of the programs are loaded.
 
     Raises:
-        BundleError: if the bundle cannot be opened.
+        BundleError: if the bundle cannot be opened, or any of its files is not what its manifest says.
         DoesNotFitError: if a model can never be hot within the budget.
     """
 
@@ -112,6 +112,8 @@ class Runtime:
         tiered = self.target.kind == "tiered"
         # The budget is checked with the manifest's bytes before anything is loaded, and again with this machine's.
         check_budget(manifest.models, budget, tiered=tiered)
+        for relative in manifest.files:
+            self.bundle.ensure_verified(relative)
         executor = JaxExecutor(self.bundle, self.target, hbm_bytes=budget.hbm)
         entries = executor.load_programs(progress or (lambda done, total: None))
         self._scheduler = Scheduler(entries, budget, tiered=tiered, queue_timeout_seconds=queue_timeout_seconds)

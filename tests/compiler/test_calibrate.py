@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from plait.compiler.calibrate import NUM_MEASUREMENTS, CalibrationSizes, calibrate
+from plait.compiler.target import Compute, Tier, load_target, target_names
+from plait.errors import TargetError
+
+QUICK = CalibrationSizes(
+    product_rows=16, product_size=128, read_bytes=1 << 20, tensor_bytes=1 << 16, num_tensors=3, num_runs=2
+)
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_rates_are_measured_and_the_rest_is_kept(name: str) -> None:
+    base = load_target(name)
+    measured = calibrate(base, sizes=QUICK)
+    assert (measured.name, measured.kind, measured.num_devices) == (f"{name}-calibrated", base.kind, base.num_devices)
+    assert "measured by `plait calibrate`" in measured.source
+    assert {tier: (it.capacity_bytes, it.memory_kind) for tier, it in measured.tiers.items()} == {
+        tier: (it.capacity_bytes, it.memory_kind) for tier, it in base.tiers.items()
+    }
+    assert {name: link.pace for name, link in measured.links.items()} == {
+        name: link.pace for name, link in base.links.items()
+    }
+    rates = [
+        *measured.compute.flops_per_s.values(),
+        *(tier.bandwidth_bytes_per_s for tier in measured.tiers.values()),
+        *(link.bandwidth_bytes_per_s for link in measured.links.values()),
+    ]
+    assert all(math.isfinite(rate) and 1e3 < rate < 1e16 for rate in rates)
+    assert 0 < measured.compute.launch_seconds < 0.1
+    assert set(measured.compute.flops_per_s) == set(base.compute.flops_per_s)
+    assert all(0 < link.latency_seconds < 0.1 for link in measured.links.values())
+
+
+@pytest.mark.parametrize("pace", [True, False], ids=["paced", "unpaced"])
+def test_pace_can_be_chosen(pace: bool) -> None:
+    measured = calibrate(load_target("cpu"), pace=pace, sizes=QUICK)
+    assert {link.pace for link in measured.links.values()} == {pace}
+
+
+def test_progress_counts_every_measurement() -> None:
+    heard: list[int] = []
+    calibrate(load_target("cpu"), sizes=QUICK, progress=heard.append)
+    assert heard == list(range(NUM_MEASUREMENTS + 1))
+
+
+def test_a_machine_that_is_not_this_one_is_refused() -> None:
+    rack = replace(load_target("cpu"), tiers={"hbm": Tier(1, 1.0, "tpu_hbm")})
+    with pytest.raises(TargetError, match="its hbm is memory kind 'tpu_hbm', this machine has device"):
+        calibrate(rack, sizes=QUICK)
+
+
+def test_a_dtype_that_cannot_be_measured_is_refused() -> None:
+    target = replace(load_target("cpu"), compute=Compute({"f32": 1.0, "fp8": 2.0}))
+    with pytest.raises(TargetError, match="has a rate for 'fp8'; products of f32 and bf16 can be measured"):
+        calibrate(target, sizes=QUICK)

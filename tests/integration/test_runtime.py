@@ -1,0 +1,218 @@
+"""The runtime on tiny models: both kinds of target, damage, budgets, coroutines, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import build_tiny_bundle
+
+import plait
+from plait.errors import (
+    BundleIntegrityError,
+    ContextLengthError,
+    DoesNotFitError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    QueueFullError,
+    ShuttingDownError,
+)
+from plait.runtime.engine import Runtime
+from plait.runtime.request import SamplingParams
+
+FEW = SamplingParams(max_tokens=6, temperature=0)
+
+
+def wait_until_quiet(runtime: Runtime) -> None:
+    """Waits until no request is under way."""
+    deadline = time.monotonic() + 10
+    while any(
+        f'vllm:num_requests_{kind}{{model_name="chat"}} 0.0' not in runtime.metrics.render()[0].decode()
+        for kind in ("running", "waiting")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def room_for_one(path: Path) -> int:
+    """Returns bytes of hbm that hold any one of the bundle's models but no two decoders."""
+    models = plait.load(path).manifest.models
+    return max(entry.resident_bytes + entry.workspace_bytes for entry in models)
+
+
+@pytest.fixture(scope="module")
+def unified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_bundle(tmp_path_factory.mktemp("unified"), target="cpu")
+
+
+def test_models_take_turns_and_give_the_same_answers(tiny_bundle: Path) -> None:
+    with Runtime(tiny_bundle) as roomy:
+        expected = {model: roomy.complete(model, "The cat", FEW).text for model in ("chat", "other")}
+    with Runtime(tiny_bundle, hbm=room_for_one(tiny_bundle)) as tight:
+        for _ in range(3):
+            for model, text in expected.items():
+                assert tight.complete(model, "The cat", FEW).text == text
+        switches = [record.model for record in tight.transfers() if record.destination == "hbm"]
+        assert switches == ["chat", "other"] * 3
+        for use in tight.tier_uses():
+            assert use.measured_bytes <= use.peak_charged_bytes <= use.budget_bytes
+
+
+def test_a_unified_target_aliases_the_mapped_file_and_unmaps_it(unified_bundle: Path) -> None:
+    def is_mapped(model: str) -> bool:
+        return f"models/{model}/weights.safetensors" in Path("/proc/self/maps").read_text()
+
+    with Runtime(unified_bundle, hbm=room_for_one(unified_bundle)) as runtime:
+        assert runtime.complete("chat", "The cat", FEW).usage.completion_tokens == 6
+        assert is_mapped("chat")
+        assert runtime.complete("other", "The cat", FEW).usage.completion_tokens == 6
+        assert is_mapped("other")
+        assert not is_mapped("chat")
+        (use,) = runtime.tier_uses()
+        assert use.measured_bytes <= use.budget_bytes
+    gc.collect()
+    assert not is_mapped("other")
+
+
+def test_both_kinds_of_target_answer_alike(tiny_bundle: Path, unified_bundle: Path) -> None:
+    with Runtime(tiny_bundle) as tiered, Runtime(unified_bundle) as unified:
+        for model in ("chat", "other"):
+            assert tiered.complete(model, "The cat", FEW).token_ids == unified.complete(model, "The cat", FEW).token_ids
+        assert np.array_equal(tiered.embed("embed", "a cat"), unified.embed("embed", "a cat"))
+
+
+def test_closing_frees_every_array(tiny_bundle: Path) -> None:
+    gc.collect()
+    before = len(jax.live_arrays())
+    with Runtime(tiny_bundle) as runtime:
+        runtime.complete("chat", "The cat", FEW)
+        assert len(jax.live_arrays()) > before
+    gc.collect()
+    assert len(jax.live_arrays()) == before
+
+
+def test_a_tampered_weight_file_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "tampered.plait")
+    weights = copy / "models" / "chat" / "weights.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(BundleIntegrityError, match=r"models/chat/weights\.safetensors"):
+        Runtime(copy)
+
+
+def test_a_budget_that_holds_no_model_is_refused_with_levers(tiny_bundle: Path) -> None:
+    with pytest.raises(
+        DoesNotFitError, match=r"needs .* MiB of hbm, the budget is .*raise the hbm budget to \d+ bytes"
+    ):
+        Runtime(tiny_bundle, hbm="1KiB")
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "params", "error", "message"),
+    [
+        ("nothing", "hi", FEW, ModelNotFoundError, "not in this bundle; it has chat, other, embed"),
+        ("embed", "hi", FEW, InvalidRequestError, "is an encoder"),
+        ("chat", [], FEW, InvalidRequestError, "is empty"),
+        ("chat", [10**6], FEW, InvalidRequestError, "token 1000000 is not in the vocabulary of 288"),
+        ("chat", [5] * 128, FEW, ContextLengthError, "has 128 tokens .* context of 128"),
+        ("chat", "hi", SamplingParams(max_tokens=1000), ContextLengthError, "up to 1000 were asked for"),
+        ("chat", "hi", SamplingParams(temperature=-1), InvalidRequestError, "temperature is -1"),
+        ("chat", "hi", SamplingParams(top_p=0), InvalidRequestError, "top_p is 0"),
+        ("chat", "hi", SamplingParams(max_tokens=0), InvalidRequestError, "max_tokens is 0"),
+        ("chat", [{"role": "wizard", "content": "hi"}], FEW, InvalidRequestError, "role"),
+    ],
+)
+def test_requests_that_cannot_be_taken_are_refused_at_once(
+    tiny_runtime: Runtime, model: str, prompt, params: SamplingParams, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tiny_runtime.complete(model, prompt, params)
+
+
+@pytest.fixture(scope="module")
+def tiny_runtime(tiny_bundle: Path):
+    with Runtime(tiny_bundle) as runtime:
+        yield runtime
+
+
+def test_streamed_and_whole_answers_agree(tiny_runtime: Runtime) -> None:
+    whole = tiny_runtime.complete("chat", "The cat", SamplingParams(max_tokens=40, temperature=1.3, seed=5))
+    pieces = list(tiny_runtime.pieces("chat", "The cat", SamplingParams(max_tokens=40, temperature=1.3, seed=5)))
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert [token for piece in pieces for token in piece.token_ids] == list(whole.token_ids)
+    assert whole.usage.completion_tokens == len(whole.token_ids) == 40
+
+
+def test_an_answer_does_not_depend_on_what_shares_the_batch(tiny_runtime: Runtime) -> None:
+    alone = [tiny_runtime.complete("chat", f"number {index}", FEW).token_ids for index in range(6)]
+
+    async def together() -> list[tuple[int, ...]]:
+        answers = [tiny_runtime.complete_async("chat", f"number {index}", FEW) for index in range(6)]
+        return [answer.token_ids for answer in await asyncio.gather(*answers)]
+
+    assert asyncio.run(together()) == alone
+
+
+def test_more_sequences_than_the_pool_holds_are_all_answered(tiny_runtime: Runtime) -> None:
+    long = SamplingParams(max_tokens=100, temperature=0)
+    alone = [tiny_runtime.complete("chat", f"number {index}", long).token_ids for index in range(4)]
+
+    async def together() -> list[tuple[int, ...]]:
+        answers = [tiny_runtime.complete_async("chat", f"number {index}", long) for index in range(4)]
+        return [answer.token_ids for answer in await asyncio.gather(*answers)]
+
+    assert asyncio.run(together()) == alone  # 4 x 110 tokens in a pool of 256: some were computed twice
+
+
+def test_a_long_prompt_in_chunks_is_the_same_prompt(tiny_runtime: Runtime) -> None:
+    tokens = [(index * 7) % 200 + 10 for index in range(100)]
+    whole = tiny_runtime.complete("chat", tokens, FEW).token_ids
+    first = tiny_runtime.complete("chat", tokens, SamplingParams(max_tokens=1, temperature=0)).token_ids
+    rest = tiny_runtime.complete("chat", [*tokens, *first], SamplingParams(max_tokens=5, temperature=0)).token_ids
+    assert first + rest == whole
+
+
+def test_leaving_a_stream_frees_its_blocks(tiny_runtime: Runtime) -> None:
+    stream = tiny_runtime.stream("chat", "The cat", SamplingParams(max_tokens=100, temperature=0))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    wait_until_quiet(tiny_runtime)
+    assert 'vllm:kv_cache_usage_perc{model_name="chat"} 0.0' in tiny_runtime.metrics.render()[0].decode()
+
+
+def test_many_texts_take_several_steps_and_keep_their_order(tiny_runtime: Runtime) -> None:
+    texts = [f"text {index}" for index in range(50)]
+    together = tiny_runtime.embed("embed", texts)
+    assert together.shape == (50, 64)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    for index in (0, 17, 49):
+        assert np.allclose(together[index], tiny_runtime.embed("embed", texts[index])[0], atol=1e-5)
+
+
+def test_a_stop_string_ends_the_answer_before_it(tiny_runtime: Runtime) -> None:
+    whole = tiny_runtime.complete("chat", "The cat", SamplingParams(max_tokens=40, temperature=0)).text
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    stopped = tiny_runtime.complete("chat", "The cat", SamplingParams(max_tokens=40, temperature=0, stop=(stop,)))
+    assert stopped.text == whole[: whole.index(stop)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_a_full_queue_refuses_and_a_closed_runtime_too(tiny_bundle: Path) -> None:
+    runtime = Runtime(tiny_bundle, max_requests=1)
+    stream = runtime.stream("chat", "The cat", SamplingParams(max_tokens=100))
+    next(stream)
+    with pytest.raises(QueueFullError, match="1 requests are under way, the limit is 1"):
+        runtime.complete("chat", "The cat", FEW)
+    runtime.close()
+    with pytest.raises(ShuttingDownError, match="shutting down"):
+        runtime.complete("chat", "The cat", FEW)
+    runtime.close()

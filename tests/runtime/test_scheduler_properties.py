@@ -1,0 +1,139 @@
+"""Whatever comes, the scheduler keeps every rule of `virtual_machine.py`, and every request ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from tiny_models import BLOCK_TOKENS, SEQUENCE, answer_of, decoder, embed, encoder, generate, run
+from virtual_machine import verify
+
+from plait.compiler.bundle.manifest import ModelEntry, TierBudget
+from plait.runtime.events import Decode, Embed, Evict, Prefill, Request, Transfer
+
+MIN_BLOCKS = SEQUENCE // BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A bundle under a budget, and what happens to it."""
+
+    models: list[ModelEntry]
+    budget: TierBudget
+    tiered: bool
+    decode_steps: int
+    queue_timeout_seconds: float | None
+    arrivals: list[tuple[float, Request]]
+    cancels: list[tuple[float, int]]
+    broken: frozenset[int]  # ids of steps and transfers that fail
+
+
+def least_hbm(models: list[ModelEntry]) -> int:
+    """The hbm that the largest model needs beside the pinned ones."""
+
+    def together(chosen: list[ModelEntry]) -> int:
+        return sum(m.weights_bytes + m.kv_bytes for m in chosen) + max(m.workspace_bytes for m in chosen)
+
+    pinned = [model for model in models if model.pin == "hbm"]
+    return max(together(pinned if model in pinned else [*pinned, model]) for model in models)
+
+
+def least_ddr(models: list[ModelEntry]) -> int:
+    """The ddr that the largest model needs beside the pinned ones."""
+    pinned = sum(model.weights_bytes for model in models if model.pin == "ddr")
+    return max(pinned + (0 if model.pin == "ddr" else model.weights_bytes) for model in models)
+
+
+@st.composite
+def bundles(draw: st.DrawFn) -> list[ModelEntry]:
+    models: list[ModelEntry] = []
+    for index in range(draw(st.integers(2, 5))):
+        make = draw(st.sampled_from([decoder, decoder, encoder]))
+        model = make(
+            f"m{index}" + "x" * index,
+            weights_bytes=draw(st.integers(1, 2000)),
+            workspace_bytes=draw(st.integers(1, 300)),
+            batch=draw(st.integers(1, 4)),
+            pin=draw(st.sampled_from([None, None, None, "hbm", "ddr"])),
+            step_seconds=draw(st.sampled_from([0.001, 0.01, 0.2])),
+        )
+        if model.kv is not None:
+            blocks = draw(st.sampled_from([MIN_BLOCKS, MIN_BLOCKS + 1, 3 * MIN_BLOCKS]))
+            model = replace(model, kv=replace(model.kv, num_blocks=blocks))
+        models.append(model)
+    return models
+
+
+@st.composite
+def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Request:
+    model = draw(st.sampled_from(models))
+    priority = draw(st.sampled_from([0, 0, 0, 1, 2]))
+    if model.kv is None:
+        lengths = tuple(draw(st.lists(st.integers(1, SEQUENCE), min_size=1, max_size=6)))
+        return embed(request_id, model.name, lengths=lengths, priority=priority)
+    prompt = draw(st.integers(1, SEQUENCE - 1))
+    tokens = draw(st.integers(1, SEQUENCE - prompt))
+    return generate(
+        request_id, model.name, prompt=prompt, max_tokens=tokens, seed=draw(st.integers(0, 9)), priority=priority
+    )
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    models = draw(bundles())
+    last = draw(st.sampled_from([0.1, 1.0, 4.0]))
+    times = st.integers(0, 100).map(lambda part: part * last / 100)
+    num_requests = draw(st.integers(1, 30))
+    slack = draw(st.sampled_from([0, 100, 2000, 20_000]))
+    return Scenario(
+        models,
+        TierBudget(least_hbm(models) + slack, least_ddr(models) + draw(st.sampled_from([0, 500, 20_000]))),
+        draw(st.booleans()),
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from([None, None, 0.05, 1.0])),
+        [(draw(times), draw(requests(models, index))) for index in range(num_requests)],
+        [(seconds + draw(times), index) for seconds, index in _some_requests(draw, num_requests)],
+        frozenset(draw(st.lists(st.integers(1, 60), max_size=draw(st.sampled_from([0, 0, 5]))))),
+    )
+
+
+def _some_requests(draw: st.DrawFn, num_requests: int) -> list[tuple[float, int]]:
+    indices = draw(st.lists(st.integers(0, num_requests - 1), unique=True, max_size=5))
+    return [(0.0, index) for index in indices]
+
+
+def play(scenario: Scenario):
+    arrived = {request.id: seconds for seconds, request in scenario.arrivals}
+    return run(
+        scenario.models,
+        scenario.arrivals,
+        hbm=scenario.budget.hbm,
+        ddr=scenario.budget.ddr,
+        tiered=scenario.tiered,
+        cancels=[(arrived[index] + seconds, index) for seconds, index in scenario.cancels],
+        queue_timeout_seconds=scenario.queue_timeout_seconds,
+        decode_steps=scenario.decode_steps,
+        is_broken=lambda work: (work.transfer_id if isinstance(work, Transfer) else work.step_id) in scenario.broken,
+    )
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios())
+def test_every_rule_is_kept_and_every_request_ends(scenario: Scenario):
+    records = play(scenario)
+    steps = [record.item for record in records if isinstance(record.item, Prefill | Decode | Embed)]
+    event("evicts from hbm" if any(isinstance(r.item, Evict) and r.item.tier == "hbm" for r in records) else "calm")
+    event("recomputes" if _num_restarts(steps) else "computes once")
+    verify(records, scenario.models, scenario.budget, answer_of)
+
+
+def _num_restarts(steps: list[Prefill | Decode | Embed]) -> int:
+    starts = [e.request_id for step in steps if isinstance(step, Prefill) for e in step.entries if e.start == 0]
+    return len(starts) - len(set(starts))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios())
+def test_equal_input_gives_an_equal_record(scenario: Scenario):
+    assert play(scenario) == play(scenario)
