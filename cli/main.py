@@ -23,6 +23,7 @@ from .calibrate import calibrate
 from .chat import chat
 from .check import check
 from .compile import compile_
+from .interrupts import EXIT_CODE, reliable_interrupts
 from .models import models
 from .pull import pull
 from .run import run as run_model
@@ -93,12 +94,13 @@ def run() -> None:
     try:
         # A character that the terminal cannot show must not end an answer.
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        code = build_app(settings)(prog_name="plait", standalone_mode=False)
-        sys.stdout.flush()
+        with reliable_interrupts():
+            code = build_app(settings)(prog_name="plait", standalone_mode=False)
+            sys.stdout.flush()
     except BrokenPipeError:
         code = _close_stdout()
     except KeyboardInterrupt:
-        code = 130
+        code = EXIT_CODE
     except Exception as error:
         if settings.debug:
             raise
@@ -109,7 +111,7 @@ def run() -> None:
 def _report(error: Exception) -> int:
     """Says in one line what went wrong and returns the exit code."""
     if isinstance(error, typer.Abort):
-        return 130
+        return EXIT_CODE
     if isinstance(error, typer.TyperException):  # a wrong option or argument
         _complain(f"{error.format_message()} (see --help)")
         return 2

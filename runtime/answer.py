@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .events import Reply
+from .events import Reply, Timing
 from .request import Piece, Usage
 from .tokenizer import Detokenizer, StopMatcher, Tokenizer
 
@@ -25,6 +25,7 @@ class Answer:
         self._num_prompt = num_prompt
         self._submitted_at = submitted_at
         self._first_token_at: float | None = None
+        self._timing: Timing | None = None
         self._num_tokens = 0
         self._unsent: list[int] = []  # tokens whose text is not final yet
 
@@ -33,6 +34,7 @@ class Answer:
 
         The piece has a finish reason if the answer is over: because the reply says so, or because a stop string came.
         """
+        self._timing = reply.timing or self._timing
         if reply.tokens and self._first_token_at is None:
             self._first_token_at = now
         text = ""
@@ -42,20 +44,20 @@ class Answer:
             part, is_stopped = self._stops.push(self._detokenizer.push(token))
             text += part
             if is_stopped:
-                return Piece(text, self._take_tokens(), "stop", self._usage(reply, now))
+                return Piece(text, self._take_tokens(), "stop", self._usage(now))
         if reply.finish_reason is None:
             return Piece(text, self._take_tokens()) if text else None
         part, is_stopped = self._stops.push(self._detokenizer.flush())
         text += part if is_stopped else part + self._stops.flush()
         reason = "stop" if is_stopped else reply.finish_reason
-        return Piece(text, self._take_tokens(), reason, self._usage(reply, now))
+        return Piece(text, self._take_tokens(), reason, self._usage(now))
 
     def _take_tokens(self) -> tuple[int, ...]:
         taken, self._unsent = tuple(self._unsent), []
         return taken
 
-    def _usage(self, reply: Reply, now: float) -> Usage:
-        timing = reply.timing
+    def _usage(self, now: float) -> Usage:
+        timing = self._timing
         first = now if self._first_token_at is None else self._first_token_at
         return Usage(
             prompt_tokens=self._num_prompt,

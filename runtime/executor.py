@@ -21,9 +21,10 @@ from ..compiler.configuration import BLOCK_TOKENS, Configuration
 from ..compiler.executable import Executable, compile_exported, use_compilation_cache
 from ..compiler.target import Target
 from ..errors import ExecutionError
+from .arena import Arena
 from .events import Decode, Embed, Evict, Prefill, SequenceEntry, Step, StepDone, TierName, Transfer
 from .sampler import sample
-from .tiers import Copier, Moved, reserve_memory
+from .tiers import Copier, Moved
 
 __all__ = ["JaxExecutor", "MemoryReading", "Vectors"]
 
@@ -50,12 +51,11 @@ class JaxExecutor:
     """
 
     def __init__(self, bundle: Bundle, target: Target, *, hbm_bytes: int) -> None:
-        if target.kind == "tiered" and jax.default_backend() == "cpu":
-            needed = sum(entry.resident_bytes + entry.workspace_bytes for entry in bundle.manifest.models)
-            reserve_memory(min(hbm_bytes, needed))
         self._bundle = bundle
         self._entries = {entry.name: entry for entry in bundle.manifest.models}
-        self._copier = Copier(bundle, target)
+        needed = min(hbm_bytes, sum(entry.weights_bytes for entry in bundle.manifest.models))
+        has_stand_in = target.kind == "tiered" and jax.default_backend() == "cpu"
+        self._copier = Copier(bundle, target, Arena(needed) if has_stand_in else None)
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
         self._programs: dict[tuple[str, Configuration], Executable] = {}
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}

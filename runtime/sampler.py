@@ -24,8 +24,8 @@ def sample(logits: Float[np.ndarray, " vocab"], sampling: Sampling, position: in
     """
     if sampling.temperature == 0.0:
         return int(np.argmax(logits))
-    scaled = (logits - np.max(logits)).astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled)
+    with np.errstate(over="ignore"):  # next to no temperature: all but the most likely are infinitely far
+        weights = np.exp((logits - np.max(logits)).astype(np.float64) / sampling.temperature)
     kept, kept_weights = _nucleus(weights, sampling.top_p)
     uniform = np.random.Generator(np.random.Philox(key=sampling.seed, counter=position)).random()
     cumulative = np.cumsum(kept_weights)
@@ -34,10 +34,10 @@ def sample(logits: Float[np.ndarray, " vocab"], sampling: Sampling, position: in
 
 
 def _nucleus(weights: np.ndarray, top_p: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the fewest most likely tokens whose share is at least `top_p`, most likely first, and their weights."""
-    order = np.argsort(-weights, kind="stable")
+    """Returns the fewest most likely tokens whose share is at least `top_p`, and their weights."""
     if top_p >= 1.0:
-        return order, weights[order]
+        return np.arange(len(weights)), weights  # sorting a vocabulary takes longer than all the rest
+    order = np.argsort(-weights, kind="stable")
     cumulative = np.cumsum(weights[order])
     count = int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1
     return order[:count], weights[order[:count]]

@@ -7,9 +7,8 @@ says so: a copy then takes what the link would take, however fast this machine's
 
 from __future__ import annotations
 
-import ctypes
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -25,12 +24,12 @@ from ..compiler.lower import pool_shape
 from ..compiler.target import Link, Target
 from ..errors import ExecutionError
 from ..models.config import DecoderConfig
+from .arena import Arena, aligned_empty
 from .events import TierName, Transfer
 
-__all__ = ["Copier", "Moved", "TransferRecord", "reserve_memory"]
+__all__ = ["Copier", "Moved", "TransferRecord"]
 
-_CHUNK_BYTES = 16 << 20  # tensors are copied in groups of about this size: one dispatch, one progress report
-_ALIGNMENT = 64  # bytes; JAX takes over an aligned buffer without a copy
+_CHUNK_BYTES = 16 << 20  # tensors are copied in groups of about this size, each waited for and reported
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,10 @@ class Moved:
 
     weights: dict[str, jax.Array]
     pools: list[jax.Array]  # KV pool of each layer; only in hbm
-    mapping: MappedWeights | None  # the file that the weights alias, on a unified target
     record: TransferRecord
+    mapping: MappedWeights | None = None  # the file that the weights alias, on a unified target
+    pieces: tuple[np.ndarray, ...] = ()  # memory of the arena that the weights are in
+    arena: Arena | None = None
 
     def release(self) -> None:
         """Frees the memory at once, rather than with the last reference."""
@@ -62,14 +63,24 @@ class Moved:
         self.pools.clear()
         if self.mapping is not None:
             self.mapping.close()
+        if self.arena is not None:
+            for piece in self.pieces:
+                self.arena.release(piece)
 
 
 class Copier:
-    """Moves models between the tiers of a target."""
+    """Moves models between the tiers of a target.
 
-    def __init__(self, bundle: Bundle, target: Target) -> None:
+    Args:
+        bundle: Where weights come from.
+        target: Its tiers and links.
+        arena: Memory that stands in for the device's own; None where the device has some, or aliases files.
+    """
+
+    def __init__(self, bundle: Bundle, target: Target, arena: Arena | None) -> None:
         self._bundle = bundle
         self._target = target
+        self._arena = arena
 
     def copy(
         self,
@@ -94,15 +105,20 @@ class Copier:
         kind = self._target.tiers[transfer.destination].memory_kind
         sharding = device_sharding(kind)
         mapping = self._bundle.map_weights(entry.name) if source is None else None
+        tensors: Mapping[str, np.ndarray | jax.Array] = mapping if mapping is not None else source or {}
         is_alias = mapping is not None and self._target.kind == "unified"
-        tensors = self._host_tensors(mapping, is_alias=is_alias) if mapping is not None else (source or {}).items()
+        arena = self._arena if transfer.destination == "hbm" and not is_alias else None
         pace = _Pace(self._target.link(transfer.source, transfer.destination), began)
         weights: dict[str, jax.Array] = {}
-        for group in _groups(tensors):
-            arrived = jax.block_until_ready(jax.device_put(group, sharding))
-            pace.moved(sum(array.nbytes for array in arrived.values()))
+        pieces: list[np.ndarray] = []
+        for group, num_bytes in _groups(tensors):
+            if not is_alias and (arena is not None or mapping is not None):
+                for name, tensor in group.items():
+                    pieces.append(aligned_empty(tensor.nbytes) if arena is None else arena.allocate(tensor.nbytes))
+                    group[name] = _copied(np.asarray(tensor), pieces[-1])
+            weights |= jax.block_until_ready(jax.device_put(group, sharding))
+            pace.moved(num_bytes)
             progress(pace.done_bytes)
-            weights |= arrived
         copy_seconds = time.perf_counter() - began - pace.slept_seconds
         if mapping is not None and not is_alias:
             mapping.close()
@@ -112,13 +128,7 @@ class Copier:
         record = TransferRecord(
             entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, copy_seconds
         )
-        return Moved(weights, pools, mapping if is_alias else None, record)
-
-    @staticmethod
-    def _host_tensors(mapping: MappedWeights, *, is_alias: bool) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the tensors of a mapped file: the mapped pages themselves, or copies of them in memory of our own."""
-        for name in mapping:
-            yield name, mapping[name] if is_alias else _aligned_copy(mapping[name])
+        return Moved(weights, pools, record, mapping if is_alias else None, tuple(pieces), arena)
 
 
 class _Pace:
@@ -141,45 +151,26 @@ class _Pace:
                 self.slept_seconds += wait
 
 
-def reserve_memory(num_bytes: int) -> None:
-    """Makes so much memory ready for fast copies, as an accelerator's allocator holds a pool.
-
-    The C library would hand each evicted model's pages back, and the next one would arrive at the speed of page
-    faults, many times slower than the copy itself. So freed memory stays with the process from here on, and its pages
-    are touched once beforehand. Does nothing without glibc.
-    """
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
-    mallopt(m_arena_max, 1)
-    np.ones(num_bytes, np.uint8)
-
-
 def _groups(
-    tensors: Iterable[tuple[str, np.ndarray | jax.Array]],
-) -> Iterator[dict[str, np.ndarray | jax.Array]]:
-    """Yields tensors in groups of about _CHUNK_BYTES, in order."""
+    tensors: Mapping[str, np.ndarray | jax.Array],
+) -> Iterator[tuple[dict[str, np.ndarray | jax.Array], int]]:
+    """Yields tensors in groups of about _CHUNK_BYTES, in order, with the bytes of each group."""
     group: dict[str, np.ndarray | jax.Array] = {}
-    for name, tensor in tensors:
+    num_bytes = 0
+    for name, tensor in tensors.items():
         group[name] = tensor
-        if sum(member.nbytes for member in group.values()) >= _CHUNK_BYTES:
-            yield group
-            group = {}
+        num_bytes += tensor.nbytes
+        if num_bytes >= _CHUNK_BYTES:
+            yield group, num_bytes
+            group, num_bytes = {}, 0
     if group:
-        yield group
+        yield group, num_bytes
 
 
-def _aligned_copy(values: np.ndarray) -> np.ndarray:
-    """Returns a copy in memory of its own that a pinned_host array can take over."""
-    raw = np.empty(values.nbytes + _ALIGNMENT, np.uint8)
-    offset = -raw.ctypes.data % _ALIGNMENT
-    copy = raw[offset : offset + values.nbytes].view(values.dtype).reshape(values.shape)
-    np.copyto(copy, values)
-    return copy
+def _copied(values: np.ndarray, destination: np.ndarray) -> np.ndarray:
+    """Copies values into memory of as many bytes and returns them there; JAX can take them over."""
+    np.copyto(destination, values.reshape(-1).view(np.uint8))
+    return destination.view(values.dtype).reshape(values.shape)
 
 
 def _pools(entry: ModelEntry, memory_kind: str | None) -> list[jax.Array]:

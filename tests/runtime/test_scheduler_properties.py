@@ -118,7 +118,7 @@ def play(scenario: Scenario):
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_rule_is_kept_and_every_request_ends(scenario: Scenario):
     records = play(scenario)
@@ -133,7 +133,7 @@ def _num_restarts(steps: list[Prefill | Decode | Embed]) -> int:
     return len(starts) - len(set(starts))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_equal_input_gives_an_equal_record(scenario: Scenario):
     assert play(scenario) == play(scenario)

@@ -10,6 +10,7 @@ knows only the manifest's numbers, the events and the actions.
 - KV cache: whatever a step takes to be in the cache was computed there, for the same request at the same position.
 - Answers: the tokens that a request streams are those of the pure draw function, each once, with one end.
 - Order: in one model and class, first come is first begun.
+- Timing: what a reply says of waits and switches is what happened.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Client:
     streamed: list[int] = field(default_factory=list)
     embedded: set[int] = field(default_factory=set)
     has_begun: bool = False
+    begun_at: float = 0.0
+    cold_seconds: float = 0.0  # of the wait, while the model was not in hbm
     is_gone: bool = False
     end: Reply | None = None
     was_short: bool = False  # of KV blocks, at some time: it may have been preempted
@@ -80,10 +83,12 @@ class VirtualMachine:
         self.step: Step | None = None
         self.leaving: list[str] = []  # models that left hbm just now, for a transfer that must follow
         self.failures = 0
+        self.now = 0.0
 
     def see(self, record: Record) -> None:
         """Takes the next event or action in."""
         item = record.item
+        self._pass_time(record.at_seconds)
         assert not self.leaving or isinstance(item, Evict | Transfer), f"{self.leaving} evicted for nothing"
         match item:
             case Arrival(request):
@@ -112,6 +117,13 @@ class VirtualMachine:
         assert self.step is None, f"{self.step} never ended"
         lost = [client.request for client in self.clients.values() if client.is_open]
         assert not lost, f"never ended: {lost}"
+
+    def _pass_time(self, now: float) -> None:
+        assert now >= self.now, "time goes back"
+        for client in self.clients.values():
+            if client.is_open and not client.has_begun and client.request.model not in self.tiers["hbm"]:
+                client.cold_seconds += now - self.now
+        self.now = now
 
     # Bytes and tiers
 
@@ -179,7 +191,8 @@ class VirtualMachine:
             assert client.request.model == step.model
             assert client.is_open, f"{step} computes for {client}"
             self._check_turn(client)
-            client.has_begun = True
+            if not client.has_begun:
+                client.has_begun, client.begun_at = True, self.now
         self.step = step
         if isinstance(step, Embed):
             self._check_embed(step)
@@ -285,8 +298,15 @@ class VirtualMachine:
             assert not client.has_begun, f"{reply} to {client.request}, which has begun"
         elif reply.failure == "failed":
             assert self.failures, f"{reply} and nothing has failed"
+        if reply.failure is None:
+            self._check_timing(client, reply)
         if reply.finish_reason or reply.failure:
             client.end = reply
+
+    def _check_timing(self, client: Client, reply: Reply) -> None:
+        assert reply.timing is not None
+        assert (reply.timing.arrived_at, reply.timing.started_at) == (client.arrived_at, client.begun_at)
+        assert abs(reply.timing.switch_seconds - client.cold_seconds) < 1e-9, f"{reply}: {client.cold_seconds}"
 
 
 def _max_tokens(client: Client) -> int:
@@ -301,9 +321,6 @@ def verify(records: Sequence[Record], models: Sequence[ModelEntry], budget: Tier
         AssertionError: naming the rule that is broken, and by what.
     """
     machine = VirtualMachine(models, budget, answer)
-    now = 0.0
     for record in records:
-        assert record.at_seconds >= now
-        now = record.at_seconds
         machine.see(record)
     machine.finish()
