@@ -130,7 +130,7 @@ class DoesNotFitError(PlaitError):
 
 
 def _mebibytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.1f} MiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 // 2 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 class RequestError(PlaitError):

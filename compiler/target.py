@@ -100,14 +100,7 @@ def load_target(name_or_path: str | Path) -> Target:
     Raises:
         TargetError: if there is none of that name, or the file is malformed.
     """
-    if str(name_or_path) in target_names():
-        text = (resources.files(targets) / f"{name_or_path}.toml").read_text(encoding="utf-8")
-    else:
-        path = Path(name_or_path)
-        if not path.is_file():
-            known = ", ".join(target_names())
-            raise TargetError(f"unknown target {str(name_or_path)!r}; known: {known}, or the path of a TOML file")
-        text = path.read_text(encoding="utf-8")
+    text = _text_of(name_or_path)
     try:
         return _ADAPTER.validate_python(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -116,3 +109,18 @@ def load_target(name_or_path: str | Path) -> Target:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise TargetError(f"target {str(name_or_path)!r}: {where}: {first['msg']}") from None
+
+
+def _text_of(name_or_path: str | Path) -> str:
+    if str(name_or_path) in target_names():
+        return (resources.files(targets) / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(target_names())
+        raise TargetError(f"unknown target {str(name_or_path)!r}; known: {known}, or the path of a TOML file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TargetError(f"cannot read target {str(name_or_path)!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TargetError(f"target {str(name_or_path)!r} is not TOML: it is not UTF-8 text") from None
