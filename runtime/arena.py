@@ -44,7 +44,7 @@ class Arena:
         offset = piece.ctypes.data - self._block.ctypes.data
         if not 0 <= offset < len(self._block):
             return  # the system's
-        size = -(-len(piece) // _ALIGNMENT) * _ALIGNMENT
+        size = -(-piece.nbytes // _ALIGNMENT) * _ALIGNMENT
         with self._lock:
             merged: list[tuple[int, int]] = []
             for start, room in sorted([*self._free, (offset, size)]):

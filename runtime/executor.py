@@ -100,8 +100,7 @@ class JaxExecutor:
 
     def copy(self, transfer: Transfer, progress: Callable[[int], None]) -> Moved:
         """Moves a model's bytes; runs on the transfer thread and touches no state. See `arrived`."""
-        held = self._tiers[transfer.source].get(transfer.model) if transfer.source != "disk" else None
-        source = held.weights if held is not None else None
+        source = None if transfer.source == "disk" else self._tiers[transfer.source][transfer.model]
         return self._copier.copy(transfer, self._entries[transfer.model], source, progress)
 
     def arrived(self, transfer: Transfer, moved: Moved) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,8 @@ class Moved:
     pools: list[jax.Array]  # KV pool of each layer; only in hbm
     record: TransferRecord
     mapping: MappedWeights | None = None  # the file that the weights alias, on a unified target
-    pieces: tuple[np.ndarray, ...] = ()  # memory of the arena that the weights are in
-    arena: Arena | None = None
+    copies: dict[str, np.ndarray] = field(default_factory=dict)  # host memory of ours that the weights are views of
+    arena: Arena | None = None  # that `copies` are pieces of
 
     def release(self) -> None:
         """Frees the memory at once, rather than with the last reference."""
@@ -64,8 +64,9 @@ class Moved:
         if self.mapping is not None:
             self.mapping.close()
         if self.arena is not None:
-            for piece in self.pieces:
-                self.arena.release(piece)
+            for copy in self.copies.values():
+                self.arena.release(copy)
+        self.copies.clear()
 
 
 class Copier:
@@ -86,7 +87,7 @@ class Copier:
         self,
         transfer: Transfer,
         entry: ModelEntry,
-        source: Mapping[str, jax.Array] | None,
+        source: Moved | None,
         progress: Callable[[int], None],
     ) -> Moved:
         """Carries a transfer out.
@@ -94,7 +95,7 @@ class Copier:
         Args:
             transfer: What to move where.
             entry: The model.
-            source: Its arrays in the source tier; None where that is the disk.
+            source: The model in the source tier; None where that is the disk.
             progress: Told the bytes that have arrived, now and then.
 
         Raises:
@@ -105,17 +106,17 @@ class Copier:
         kind = self._target.tiers[transfer.destination].memory_kind
         sharding = device_sharding(kind)
         mapping = self._bundle.map_weights(entry.name) if source is None else None
-        tensors: Mapping[str, np.ndarray | jax.Array] = mapping if mapping is not None else source or {}
+        tensors = _tensors(mapping, source)
         is_alias = mapping is not None and self._target.kind == "unified"
         arena = self._arena if transfer.destination == "hbm" and not is_alias else None
         pace = _Pace(self._target.link(transfer.source, transfer.destination), began)
         weights: dict[str, jax.Array] = {}
-        pieces: list[np.ndarray] = []
+        copies: dict[str, np.ndarray] = {}
         for group, num_bytes in _groups(tensors):
             if not is_alias and (arena is not None or mapping is not None):
                 for name, tensor in group.items():
-                    pieces.append(aligned_empty(tensor.nbytes) if arena is None else arena.allocate(tensor.nbytes))
-                    group[name] = _copied(np.asarray(tensor), pieces[-1])
+                    memory = aligned_empty(tensor.nbytes) if arena is None else arena.allocate(tensor.nbytes)
+                    group[name] = copies[name] = _copied(np.asarray(tensor), memory)
             weights |= jax.block_until_ready(jax.device_put(group, sharding))
             pace.moved(num_bytes)
             progress(pace.done_bytes)
@@ -128,7 +129,7 @@ class Copier:
         record = TransferRecord(
             entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, copy_seconds
         )
-        return Moved(weights, pools, record, mapping if is_alias else None, tuple(pieces), arena)
+        return Moved(weights, pools, record, mapping if is_alias else None, copies, arena)
 
 
 class _Pace:
@@ -149,6 +150,13 @@ class _Pace:
             if wait > 0:
                 time.sleep(wait)
                 self.slept_seconds += wait
+
+
+def _tensors(mapping: MappedWeights | None, source: Moved | None) -> Mapping[str, np.ndarray | jax.Array]:
+    if mapping is not None:
+        return mapping
+    assert source is not None, "a transfer comes from the disk or from a tier"
+    return source.copies or source.weights  # asking a pinned_host array for its values would copy them once more
 
 
 def _groups(

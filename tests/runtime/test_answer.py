@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import tokenizers
 from hypothesis import given
@@ -35,7 +37,7 @@ def pieces(tokens: tuple[int, ...], *stops: str, cuts: tuple[int, ...] = ()) -> 
     answer = Answer(TOKENIZER, stops, num_prompt=5, submitted_at=9.0)
     bounds = [0, *sorted({cut for cut in cuts if 0 < cut < len(tokens)}), len(tokens)]
     made: list[Piece] = []
-    for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for index, (start, end) in enumerate(itertools.pairwise(bounds)):
         is_last = end == len(tokens)
         reply = Reply(1, tokens[start:end], "length" if is_last else None, timing=TIMING)
         piece = answer.push(reply, 11.0 + index)

@@ -26,7 +26,7 @@ def test_a_step_takes_what_was_measured_for_its_program():
 
 
 def test_several_decode_steps_in_one_action_take_their_sum():
-    records = run([decoder(step_seconds=0.1)], [(1.0, generate(1))], decode_steps=3, draw_token=never_ends)
+    records = run([decoder(step_seconds=0.1)], [(1.0, generate(1, prompt=5))], decode_steps=3, draw_token=never_ends)
     (index,) = (i for i, r in enumerate(records) if isinstance(r.item, Decode))
     done = records[index + 1]
     assert isinstance(done.item, StepDone)
