@@ -198,12 +198,16 @@ class EngineCore:
             self._fail_all(message)
 
     def _next_event(self) -> Event | _Arrived | _Stop:
+        """Returns the timer that is due, or waits for whatever comes first: an event, or the next timer."""
         try:
             if not self._timers:
                 return self._events.get()
-            return self._events.get(timeout=max(0.0, self._timers[0][0] - self._clock.now()))
+            wait = self._timers[0][0] - self._clock.now()
+            if wait > 0:
+                return self._events.get(timeout=wait)
         except queue.Empty:
-            return Timer(heapq.heappop(self._timers)[1])
+            pass
+        return Timer(heapq.heappop(self._timers)[1])
 
     def _handle(self, item: Event | _Arrived) -> None:
         if isinstance(item, _Arrived):

@@ -242,7 +242,7 @@ class Reply:
     finish_reason: FinishReason | None = None
     failure: FailureCode | None = None
     message: str = ""
-    timing: Timing | None = None  # with the end
+    timing: Timing | None = None  # with tokens and with the end
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,9 @@ class JaxExecutor:
                     return StepDone(step.step_id, self._forward(step, step.entries))
                 case Decode():
                     return self._decode(step)
-        except jax.errors.JaxRuntimeError as error:
+        except RuntimeError as error:
+            hot = self._tiers["hbm"][step.model]
+            hot.pools[:] = self._copier.empty_pools(self._entries[step.model])  # the failed step had them donated
             raise ExecutionError(f"the device failed: {str(error).splitlines()[0]}") from error
 
     def copy(self, transfer: Transfer, progress: Callable[[int], None]) -> Moved:

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..compiler.bundle.manifest import ModelEntry, TierBudget
-from ..compiler.configuration import Configuration, Phase
+from ..compiler.configuration import Phase
 from .events import (
     Action,
     Arrival,
@@ -48,45 +48,11 @@ from .events import (
 )
 from .jobs import EmbedJob, GenerateJob, Job
 from .kv_cache import BlockPool
+from .model_queue import ModelQueue
 from .request import FinishReason
 from .residency import ResidencyManager
 
-__all__ = ["ModelQueue", "Scheduler"]
-
-
-@dataclass(eq=False)
-class ModelQueue:
-    """The requests of one model."""
-
-    entry: ModelEntry
-    pool: BlockPool | None  # of a decoder
-    waiting: list[Job] = field(default_factory=list[Job])  # in order
-    running: list[GenerateJob] = field(default_factory=list[GenerateJob])  # own KV blocks; in order of admission
-    embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # admitted; in order
-    last_step_id: int = -1
-    last_phase: Phase = "decode"
-    num_preemptions: int = 0
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any request has begun and not ended."""
-        return bool(self.running or self.embedding)
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a step could be issued."""
-        return bool(self.running) or any(job.num_issued < len(job.sequences) for job in self.embedding)
-
-    def smallest(self, phase: Phase, *, batch: int = 1, new_tokens: int = 1) -> Configuration | None:
-        """Returns the cheapest configuration that holds so many sequences of so many tokens, if there is one."""
-        known = (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
-        fitting = (c for c in known if c.batch >= batch and c.new_tokens >= new_tokens)
-        return min(fitting, key=lambda c: (c.batch * c.new_tokens, c.batch), default=None)
-
-    def longest(self, phase: Phase) -> Configuration:
-        """Returns the configuration with the most new tokens."""
-        known = (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
-        return max(known, key=lambda c: c.new_tokens)
+__all__ = ["Scheduler"]
 
 
 @dataclass(frozen=True)
@@ -253,10 +219,13 @@ class Scheduler:
             yield Reply(job.id, tuple(fresh), timing=job.timing())
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
-        for job in dict.fromkeys(self._take_step(step_id).jobs):
+        step = self._take_step(step_id)
+        for job in dict.fromkeys(step.jobs):
             if not job.is_cancelled:
                 yield Reply(job.id, failure="failed", message=message)
             self._forget(job)
+        for job in list(step.queue.running):  # a step that failed may have taken the model's KV pool with it
+            self._preempt(step.queue, job)
 
     def _transfer_done(self, transfer_id: int, now: float) -> None:
         model = self._take_transfer(transfer_id)

@@ -123,13 +123,22 @@ class Copier:
         copy_seconds = time.perf_counter() - began - pace.slept_seconds
         if mapping is not None and not is_alias:
             mapping.close()
-        pools = _pools(entry, kind) if transfer.destination == "hbm" else []
+        pools = self.empty_pools(entry) if transfer.destination == "hbm" else []
         _check_memory_kind([*weights.values(), *pools], kind)
         seconds = time.perf_counter() - began
         record = TransferRecord(
             entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, copy_seconds
         )
         return Moved(weights, pools, record, mapping if is_alias else None, copies, arena)
+
+    def empty_pools(self, entry: ModelEntry) -> list[jax.Array]:
+        """Returns zeroed KV pools of a model in hbm, one a layer; none for an encoder."""
+        config = entry.config
+        if entry.kv is None or not isinstance(config, DecoderConfig):
+            return []
+        shape, dtype = pool_shape(config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
+        sharding = device_sharding(self._target.tiers["hbm"].memory_kind)
+        return jax.block_until_ready([jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)])
 
 
 class _Pace:
@@ -179,15 +188,6 @@ def _copied(values: np.ndarray, destination: np.ndarray) -> np.ndarray:
     """Copies values into memory of as many bytes and returns them there; JAX can take them over."""
     np.copyto(destination, values.reshape(-1).view(np.uint8))
     return destination.view(values.dtype).reshape(values.shape)
-
-
-def _pools(entry: ModelEntry, memory_kind: str | None) -> list[jax.Array]:
-    config = entry.config
-    if entry.kv is None or not isinstance(config, DecoderConfig):
-        return []
-    shape, dtype = pool_shape(config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
-    sharding = device_sharding(memory_kind)
-    return jax.block_until_ready([jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)])
 
 
 def _check_memory_kind(arrays: list[jax.Array], kind: str | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,9 +20,11 @@ from plait.errors import (
     BundleIntegrityError,
     ContextLengthError,
     DoesNotFitError,
+    ExecutionError,
     InvalidRequestError,
     ModelNotFoundError,
     QueueFullError,
+    RequestTimeoutError,
     ShuttingDownError,
 )
 from plait.runtime.engine import Runtime
@@ -216,3 +220,44 @@ def test_a_full_queue_refuses_and_a_closed_runtime_too(tiny_bundle: Path) -> Non
     with pytest.raises(ShuttingDownError, match="shutting down"):
         runtime.complete("chat", "The cat", FEW)
     runtime.close()
+
+
+def before_each_step(runtime: Runtime, model: str, configuration_id: str, function: Callable[..., None]) -> None:
+    """Calls a function with the arguments of every step of a configuration before it runs."""
+    programs = runtime._core._executor._programs
+    key = next(key for key in programs if key[0] == model and key[1].id == configuration_id)
+    sound = programs[key]
+
+    def run(*arguments):
+        function(*arguments)
+        return sound.compiled(*arguments)
+
+    programs[key] = dataclasses.replace(sound, compiled=run)  # type: ignore[arg-type]
+
+
+def test_a_step_that_fails_costs_its_requests_and_no_others(tiny_bundle: Path) -> None:
+    with Runtime(tiny_bundle) as runtime:
+        expected = runtime.complete("chat", "The cat", FEW).token_ids
+        failures = [RuntimeError("out of order")]
+
+        def fail_once(*arguments) -> None:
+            if failures:
+                for pool in arguments[4]:  # donated: gone with the step
+                    pool.delete()
+                raise failures.pop()
+
+        before_each_step(runtime, "chat", "decode-b1-t1-c128", fail_once)
+        with pytest.raises(ExecutionError, match="the device failed: out of order"):
+            runtime.complete("chat", "The cat", FEW)
+        assert runtime.complete("chat", "The cat", FEW).token_ids == expected
+
+
+def test_a_request_that_waits_too_long_is_told_so_while_others_run(tiny_bundle: Path) -> None:
+    room = room_for_one(tiny_bundle)
+    with Runtime(tiny_bundle, hbm=room, queue_timeout_seconds=0.1) as runtime:
+        before_each_step(runtime, "chat", "decode-b1-t1-c128", lambda *_: time.sleep(0.002))
+        running = runtime.pieces("chat", [5] * 20, SamplingParams(max_tokens=108, temperature=0))
+        next(running)
+        with pytest.raises(RequestTimeoutError, match=r"waited 0\.1 s for its first step"):
+            runtime.complete("other", "The cat", FEW)
+        assert list(running)[-1].finish_reason == "length"
