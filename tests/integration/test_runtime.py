@@ -255,8 +255,8 @@ def test_a_step_that_fails_costs_its_requests_and_no_others(tiny_bundle: Path) -
 def test_a_request_that_waits_too_long_is_told_so_while_others_run(tiny_bundle: Path) -> None:
     room = room_for_one(tiny_bundle)
     with Runtime(tiny_bundle, hbm=room, queue_timeout_seconds=0.1) as runtime:
-        before_each_step(runtime, "chat", "decode-b1-t1-c128", lambda *_: time.sleep(0.002))
-        running = runtime.pieces("chat", [5] * 20, SamplingParams(max_tokens=108, temperature=0))
+        before_each_step(runtime, "chat", "decode-b1-t1-c128", lambda *_: time.sleep(0.01))
+        running = runtime.pieces("chat", "The cat", SamplingParams(max_tokens=100, temperature=0))
         next(running)
         with pytest.raises(RequestTimeoutError, match=r"waited 0\.1 s for its first step"):
             runtime.complete("other", "The cat", FEW)
