@@ -50,7 +50,7 @@ def test_a_sparse_vector_is_its_tokens_heaviest_first(tiny_bundle: Path) -> None
     [
         (["nobody", "x"], "bundle 'tiny' has no model 'nobody'; it has: chat, other, embed"),
         (["chat", "x", "--hbm", "12parsecs"], "'12parsecs' is no size in bytes"),
-        (["chat", "x", "--hbm", "1KiB"], "of hbm, the budget is 0.0 MiB"),
+        (["chat", "x", "--hbm", "1KiB"], "of hbm, the budget is 1.0 KiB"),
         (["chat", "x", "--temperature", "-1"], "Invalid value for '--temperature'"),
         (["chat", "x", "--raw", "--system", "y"], "--system has no effect on a --raw prompt"),
         (["chat", "\udcff"], "the prompt is not UTF-8 text"),
