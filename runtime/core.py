@@ -248,7 +248,8 @@ class EngineCore:
         except PlaitError as error:
             _LOG.error("step %d of %s failed: %s", step.step_id, step.model, error)
             self._events.put(StepFailed(step.step_id, str(error)))
-        self._observe_memory()
+        if self._executor.has_news:  # reading a thousand arrays takes as long as a tenth of a decode step
+            self._observe_memory()
 
     def _deliver(self, reply: Reply) -> None:
         is_last = reply.finish_reason is not None or reply.failure is not None

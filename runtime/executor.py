@@ -60,6 +60,7 @@ class JaxExecutor:
         self._programs: dict[tuple[str, Configuration], Executable] = {}
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
         self._in_use: set[tuple[str, Configuration]] = set()
+        self.has_news = False  # whether `measure` would read other bytes than the last time
         self.vectors: Vectors = {}  # of finished embedding steps, until somebody takes them
 
     def load_programs(self, progress: Callable[[int, int], None]) -> tuple[ModelEntry, ...]:
@@ -124,6 +125,7 @@ class JaxExecutor:
 
     def measure(self) -> MemoryReading:
         """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned."""
+        self.has_news = False
         by_kind: dict[str | None, int] = {}
         for array in jax.live_arrays():
             kind = array.sharding.memory_kind
@@ -167,8 +169,10 @@ class JaxExecutor:
         return dataclasses.replace(entry, programs=tuple(programs))
 
     def _executable(self, step: Step) -> Executable:
-        self._in_use.add((step.model, step.configuration))
-        return self._programs[step.model, step.configuration]
+        key = (step.model, step.configuration)
+        self.has_news |= key not in self._in_use
+        self._in_use.add(key)
+        return self._programs[key]
 
     def _embed(self, step: Embed) -> StepDone:
         shapes = step.configuration
