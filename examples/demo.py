@@ -7,23 +7,18 @@ Prints what every request cost, every switch, and the bytes of each tier: predic
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import openai
-import uvicorn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import plait
 from plait.runtime.engine import Runtime
-from plait.runtime.server import create_app
-from plait.runtime.server.serve import listen, make_server
+from plait.runtime.server.serve import serving
 
 SPEC = Path(__file__).parent / "agent.yaml"
 BUNDLE = Path(__file__).parent.parent / ".cache" / "demo" / "agent.plait"
@@ -83,20 +78,6 @@ def progress_bar() -> Progress:
     """Returns a progress display."""
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console)
-
-
-@contextmanager
-def serving(runtime: Runtime) -> Iterator[str]:
-    """Serves a runtime on a free loopback port from a thread of this process; yields the URL."""
-    with listen("127.0.0.1", 0) as listener:
-        server: uvicorn.Server = make_server(create_app(runtime), drain_seconds=5)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 class Agent:

@@ -15,7 +15,7 @@ from ...errors import ConfigurationError
 from .app import DEFAULT_MAX_BODY_BYTES, create_app
 from .engine import Engine
 
-__all__ = ["listen", "make_server", "serve"]
+__all__ = ["listen", "make_server", "serve", "serving"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -51,6 +51,24 @@ def serve(
             announce(_url(listener))
         with _stopped_by_signals(server):
             server.run(sockets=[listener])
+
+
+@contextmanager
+def serving(runtime: Engine, *, api_keys: Sequence[str] = (), drain_seconds: int = 5) -> Iterator[str]:
+    """Serves a runtime on a free loopback port from a thread of this process, for as long as the context lasts.
+
+    Yields:
+        The server's URL.
+    """
+    with listen("127.0.0.1", 0) as listener:
+        server = make_server(create_app(runtime, api_keys=api_keys), drain_seconds=drain_seconds)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="plait-http", daemon=True)
+        thread.start()
+        try:
+            yield _url(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def listen(host: str, port: int) -> socket.socket:

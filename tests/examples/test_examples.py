@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving import serving
 
 from plait.runtime.engine import Runtime
+from plait.runtime.server.serve import serving
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

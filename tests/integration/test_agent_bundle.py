@@ -18,11 +18,11 @@ import jax
 import numpy as np
 import openai
 import pytest
-from serving import serving
 
 import plait
 from plait.compiler.bundle.reader import Bundle
 from plait.runtime.engine import Runtime
+from plait.runtime.server.serve import serving
 
 pytestmark = pytest.mark.weights
 
