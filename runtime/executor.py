@@ -117,7 +117,8 @@ class JaxExecutor:
         self._in_use.clear()
 
     def release(self) -> None:
-        """Frees everything."""
+        """Frees everything; called once the threads have ended."""
+        self._copier.close()
         for models in self._tiers.values():
             for moved in models.values():
                 moved.release()

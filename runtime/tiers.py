@@ -1,15 +1,19 @@
 """The tiers' contents: the arrays of each model in each tier, and the copies that move them.
 
 `copy` runs on the transfer thread and is the only place where weights move; what it makes belongs to nobody until the
-engine thread takes it into `TieredWeights`. Copies between memory kinds are real, and paced where the target's link
+engine thread takes it over. Copies between memory kinds are real, and paced where the target's link
 says so: a copy then takes what the link would take, however fast this machine's memory is.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +33,11 @@ from .events import TierName, Transfer
 
 __all__ = ["Copier", "Moved", "TransferRecord"]
 
+Tensor: TypeAlias = np.ndarray | jax.Array
+
 _CHUNK_BYTES = 16 << 20  # tensors are copied in groups of about this size, each waited for and reported
+_COPY_THREADS = 2  # one thread alone does not fill this machine's memory bus
+_ALIGNMENT = 64  # bytes; JAX takes over an aligned buffer without a copy
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,33 @@ class TransferRecord:
     copy_seconds: float  # of that, spent copying weights rather than keeping the link's pace
 
 
+class Block:
+    """A model's tensors, one after the other in one piece of memory; the same places for the same tensors.
+
+    Args:
+        memory: Aligned bytes, [Block.num_bytes(tensors)] of u8.
+        tensors: What it has room for; not copied.
+    """
+
+    def __init__(self, memory: np.ndarray, tensors: Mapping[str, Tensor]) -> None:
+        self.memory = memory
+        self.views: dict[str, np.ndarray] = {}
+        self._ends: dict[str, int] = {}
+        begin = 0
+        for name, tensor in tensors.items():
+            self.views[name] = memory[begin : begin + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+            begin = self._ends[name] = begin + _padded(tensor.nbytes)
+
+    @staticmethod
+    def num_bytes(tensors: Mapping[str, Tensor]) -> int:
+        """Returns the bytes that a block of these tensors takes."""
+        return sum(_padded(tensor.nbytes) for tensor in tensors.values())
+
+    def span(self, first: str, last: str) -> tuple[int, int]:
+        """Returns where the bytes of consecutive tensors are, half-open."""
+        return self._ends[first] - _padded(self.views[first].nbytes), self._ends[last]
+
+
 @dataclass(frozen=True)
 class Moved:
     """A model's arrays in one tier."""
@@ -52,8 +87,8 @@ class Moved:
     pools: list[jax.Array]  # KV pool of each layer; only in hbm
     record: TransferRecord
     mapping: MappedWeights | None = None  # the file that the weights alias, on a unified target
-    copies: dict[str, np.ndarray] = field(default_factory=dict)  # host memory of ours that the weights are views of
-    arena: Arena | None = None  # that `copies` are pieces of
+    block: Block | None = None  # memory of this process that the weights are views of
+    arena: Arena | None = None  # that the block is a piece of
 
     def release(self) -> None:
         """Frees the memory at once, rather than with the last reference."""
@@ -63,10 +98,8 @@ class Moved:
         self.pools.clear()
         if self.mapping is not None:
             self.mapping.close()
-        if self.arena is not None:
-            for copy in self.copies.values():
-                self.arena.release(copy)
-        self.copies.clear()
+        if self.arena is not None and self.block is not None:
+            self.arena.release(self.block.memory)
 
 
 class Copier:
@@ -82,6 +115,11 @@ class Copier:
         self._bundle = bundle
         self._target = target
         self._arena = arena
+        self._copying = ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="plait-copy")
+
+    def close(self) -> None:
+        """Ends the copying threads."""
+        self._copying.shutdown()
 
     def copy(
         self,
@@ -106,20 +144,21 @@ class Copier:
         kind = self._target.tiers[transfer.destination].memory_kind
         sharding = device_sharding(kind)
         mapping = self._bundle.map_weights(entry.name) if source is None else None
-        tensors = _tensors(mapping, source)
         is_alias = mapping is not None and self._target.kind == "unified"
+        tensors = _tensors(mapping, source)
         arena = self._arena if transfer.destination == "hbm" and not is_alias else None
+        block = self._room_for(tensors, arena) if arena is not None or (mapping is not None and not is_alias) else None
         pace = _Pace(self._target.link(transfer.source, transfer.destination), began)
         weights: dict[str, jax.Array] = {}
-        copies: dict[str, np.ndarray] = {}
-        for group, num_bytes in _groups(tensors):
-            if not is_alias and (arena is not None or mapping is not None):
-                for name, tensor in group.items():
-                    memory = aligned_empty(tensor.nbytes) if arena is None else arena.allocate(tensor.nbytes)
-                    group[name] = copies[name] = _copied(np.asarray(tensor), memory)
-            weights |= jax.block_until_ready(jax.device_put(group, sharding))
-            pace.moved(num_bytes)
-            progress(pace.done_bytes)
+        try:
+            for group, num_bytes in self._arriving(tensors, block, source.block if source is not None else None):
+                weights |= jax.block_until_ready(jax.device_put(group, sharding))
+                pace.moved(num_bytes)
+                progress(pace.done_bytes)
+        except Exception:
+            if arena is not None and block is not None:
+                arena.release(block.memory)
+            raise
         copy_seconds = time.perf_counter() - began - pace.slept_seconds
         if mapping is not None and not is_alias:
             mapping.close()
@@ -129,7 +168,42 @@ class Copier:
         record = TransferRecord(
             entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, copy_seconds
         )
-        return Moved(weights, pools, record, mapping if is_alias else None, copies, arena)
+        return Moved(weights, pools, record, mapping if is_alias else None, block, arena)
+
+    @staticmethod
+    def _room_for(tensors: Mapping[str, Tensor], arena: Arena | None) -> Block:
+        num_bytes = Block.num_bytes(tensors)
+        return Block(aligned_empty(num_bytes) if arena is None else arena.allocate(num_bytes), tensors)
+
+    def _arriving(
+        self, tensors: Mapping[str, Tensor], block: Block | None, source: Block | None
+    ) -> Iterator[tuple[Mapping[str, Tensor], int]]:
+        """Yields groups of tensors with their bytes, each copied while the one before is taken over by JAX.
+
+        Args:
+            tensors: What to move.
+            block: Where to; None leaves the tensors where they are.
+            source: Where they are, if that is a block as well.
+        """
+        ahead: deque[tuple[Mapping[str, Tensor], int, list[Future[None]]]] = deque()
+        for group, num_bytes in _groups(tensors):
+            copied = group if block is None else {name: block.views[name] for name in group}
+            ahead.append((copied, num_bytes, [] if block is None else self._start_copy(group, block, source)))
+            if len(ahead) > 1:
+                yield _finished(*ahead.popleft())
+        while ahead:
+            yield _finished(*ahead.popleft())
+
+    def _start_copy(self, group: Mapping[str, Tensor], block: Block, source: Block | None) -> list[Future[None]]:
+        if source is None:
+            return [self._copying.submit(_copy_tensors, group, block)]
+        names = list(group)
+        begin, end = block.span(names[0], names[-1])
+        bounds = [begin + (end - begin) * part // _COPY_THREADS for part in range(_COPY_THREADS + 1)]
+        return [
+            self._copying.submit(np.copyto, block.memory[low:high], source.memory[low:high])
+            for low, high in itertools.pairwise(bounds)
+        ]
 
     def empty_pools(self, entry: ModelEntry) -> list[jax.Array]:
         """Returns zeroed KV pools of a model in hbm, one a layer; none for an encoder."""
@@ -161,18 +235,18 @@ class _Pace:
                 self.slept_seconds += wait
 
 
-def _tensors(mapping: MappedWeights | None, source: Moved | None) -> Mapping[str, np.ndarray | jax.Array]:
+def _tensors(mapping: MappedWeights | None, source: Moved | None) -> Mapping[str, Tensor]:
     if mapping is not None:
         return mapping
     assert source is not None, "a transfer comes from the disk or from a tier"
-    return source.copies or source.weights  # asking a pinned_host array for its values would copy them once more
+    return source.weights if source.block is None else source.block.views
 
 
 def _groups(
-    tensors: Mapping[str, np.ndarray | jax.Array],
-) -> Iterator[tuple[dict[str, np.ndarray | jax.Array], int]]:
+    tensors: Mapping[str, Tensor],
+) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Yields tensors in groups of about _CHUNK_BYTES, in order, with the bytes of each group."""
-    group: dict[str, np.ndarray | jax.Array] = {}
+    group: dict[str, Tensor] = {}
     num_bytes = 0
     for name, tensor in tensors.items():
         group[name] = tensor
@@ -184,10 +258,22 @@ def _groups(
         yield group, num_bytes
 
 
-def _copied(values: np.ndarray, destination: np.ndarray) -> np.ndarray:
-    """Copies values into memory of as many bytes and returns them there; JAX can take them over."""
-    np.copyto(destination, values.reshape(-1).view(np.uint8))
-    return destination.view(values.dtype).reshape(values.shape)
+def _copy_tensors(group: Mapping[str, Tensor], block: Block) -> None:
+    for name, tensor in group.items():
+        values = np.asarray(tensor).reshape(-1).view(np.uint8)
+        np.copyto(block.views[name].reshape(-1).view(np.uint8), values)
+
+
+def _finished(
+    group: Mapping[str, Tensor], num_bytes: int, copies: list[Future[None]]
+) -> tuple[Mapping[str, Tensor], int]:
+    for copy in copies:
+        copy.result()
+    return group, num_bytes
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _check_memory_kind(arrays: list[jax.Array], kind: str | None) -> None:
