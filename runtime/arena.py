@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-__all__ = ["Arena", "aligned_empty"]
+__all__ = ["Arena", "aligned_empty", "padded"]
 
 _ALIGNMENT = 64  # bytes; JAX takes over an aligned buffer without a copy
 
@@ -31,7 +31,7 @@ class Arena:
 
     def allocate(self, num_bytes: int) -> np.ndarray:
         """Returns aligned memory, [num_bytes] of u8: the first hole that holds it, or the system's if none does."""
-        size = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        size = padded(num_bytes)
         with self._lock:
             for index, (offset, room) in enumerate(self._free):
                 if room >= size:
@@ -44,7 +44,7 @@ class Arena:
         offset = piece.ctypes.data - self._block.ctypes.data
         if not 0 <= offset < len(self._block):
             return  # the system's
-        size = -(-piece.nbytes // _ALIGNMENT) * _ALIGNMENT
+        size = padded(piece.nbytes)
         with self._lock:
             merged: list[tuple[int, int]] = []
             for start, room in sorted([*self._free, (offset, size)]):
@@ -60,3 +60,8 @@ def aligned_empty(num_bytes: int) -> np.ndarray:
     raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + num_bytes]
+
+
+def padded(num_bytes: int) -> int:
+    """Returns the bytes that a piece takes: what follows it is aligned again."""
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

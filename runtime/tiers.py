@@ -28,7 +28,7 @@ from ..compiler.lower import pool_shape
 from ..compiler.target import Link, Target
 from ..errors import ExecutionError
 from ..models.config import DecoderConfig
-from .arena import Arena, aligned_empty
+from .arena import Arena, aligned_empty, padded
 from .events import TierName, Transfer
 
 __all__ = ["Copier", "Moved", "TransferRecord"]
@@ -37,7 +37,6 @@ Tensor: TypeAlias = np.ndarray | jax.Array
 
 _CHUNK_BYTES = 16 << 20  # tensors are copied in groups of about this size, each waited for and reported
 _COPY_THREADS = 2  # one thread alone does not fill this machine's memory bus
-_ALIGNMENT = 64  # bytes; JAX takes over an aligned buffer without a copy
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,16 @@ class Block:
         begin = 0
         for name, tensor in tensors.items():
             self.views[name] = memory[begin : begin + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
-            begin = self._ends[name] = begin + _padded(tensor.nbytes)
+            begin = self._ends[name] = begin + padded(tensor.nbytes)
 
     @staticmethod
     def num_bytes(tensors: Mapping[str, Tensor]) -> int:
         """Returns the bytes that a block of these tensors takes."""
-        return sum(_padded(tensor.nbytes) for tensor in tensors.values())
+        return sum(padded(tensor.nbytes) for tensor in tensors.values())
 
     def span(self, first: str, last: str) -> tuple[int, int]:
         """Returns where the bytes of consecutive tensors are, half-open."""
-        return self._ends[first] - _padded(self.views[first].nbytes), self._ends[last]
+        return self._ends[first] - padded(self.views[first].nbytes), self._ends[last]
 
 
 @dataclass(frozen=True)
@@ -270,10 +269,6 @@ def _finished(
     for copy in copies:
         copy.result()
     return group, num_bytes
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _check_memory_kind(arrays: list[jax.Array], kind: str | None) -> None:
