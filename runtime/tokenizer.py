@@ -44,6 +44,8 @@ class Tokenizer:
         except Exception as error:  # the library raises the bare class
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the tokenizer cannot be read: {reason}; bundle the model again") from None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
 
     @property
     def vocab_size(self) -> int:
@@ -63,6 +65,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def is_special(self, token_id: int) -> bool:
+        """Returns whether a token controls the model and has no text."""
+        return token_id in self._special_ids
 
     def ends_in_byte(self, ids: Sequence[int]) -> bool:
         """Returns whether the last token stands for one byte, as vocabularies with byte fallback have them."""
@@ -84,6 +90,8 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Returns the text that has become final with this token; "" while a character is incomplete."""
+        if self._tokenizer.is_special(token_id):
+            return ""  # decoding the whole skips it too, and what is on both sides of it belongs together
         self._pending.append(token_id)
         text = self._pending_text()
         # A run of byte tokens can still turn out not to be UTF-8, which changes the text of all of it.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
 from plait.models.registry import pull
+
+# No deadline: other processes share the machine. In CI the same examples every time: a new find belongs to a person.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 jax.config.update("jax_num_cpu_devices", 8)  # before the first use of a device
 

@@ -53,6 +53,12 @@ def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 
+def test_a_special_token_does_not_end_a_run_of_bytes():
+    tokenizer = TOKENIZERS["byte-fallback"]
+    ids = [6, 5, 134]  # <0x00> <end> <0x80>: decoded together, the two bytes are no UTF-8
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids) == "\ufffd\ufffd"
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(data=st.data())
 def test_streamed_text_is_the_decoding_of_the_whole(name: str, data: st.DataObject):
