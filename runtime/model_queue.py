@@ -23,7 +23,6 @@ class ModelQueue:
     embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # admitted; in order
     last_step_id: int = -1
     last_phase: Phase = "decode"
-    num_preemptions: int = 0
 
     @property
     def is_busy(self) -> bool:

@@ -416,7 +416,6 @@ class Scheduler:
     def _preempt(self, queue: ModelQueue, job: GenerateJob) -> None:
         self._leave(job)
         job.num_computed = 0
-        queue.num_preemptions += 1
         self._wait(job)
 
     # Book-keeping
