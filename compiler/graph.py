@@ -22,7 +22,7 @@ from ..errors import ConfigurationError
 
 __all__ = ["Graph", "Operation", "Option", "Value", "ValueKind"]
 
-ValueKind: TypeAlias = Literal["parameter", "input", "cache", "constant", "intermediate"]
+ValueKind: TypeAlias = Literal["parameter", "state", "input", "cache", "constant", "intermediate"]
 Node: TypeAlias = tuple[Literal["value", "operation"], int]  # of the networkx view
 Option: TypeAlias = float | int | str | bool
 
@@ -70,6 +70,7 @@ class Operation:
     flops: int  # floating-point operations of all trips
     bytes_read: int  # of all trips
     bytes_written: int  # of all trips
+    product_flops: int = 0  # of the FLOPs, those in matrix products and convolutions
     options: dict[str, Option] = field(default_factory=dict[str, Option])  # static options of a named op
     path: str = ""  # Flax path, e.g. "layers.3/mlp"
     source: str = ""  # file and line of the user's code, e.g. "llama.py:88"
@@ -91,6 +92,7 @@ class Graph:
     operations: tuple[Operation, ...]
     inputs: tuple[int, ...]  # value ids in argument order
     outputs: tuple[int, ...]  # value ids in result order
+    input_bytes_read: tuple[int, ...]  # of each input: at most all of it, less if only parts of it are looked up
 
     @property
     def flops(self) -> int:
@@ -98,9 +100,20 @@ class Graph:
         return sum(operation.flops for operation in self.operations)
 
     @property
+    def product_flops(self) -> int:
+        """Floating-point operations in matrix products and convolutions."""
+        return sum(operation.product_flops for operation in self.operations)
+
+    @property
     def parameter_bytes(self) -> int:
         """Bytes of all parameters."""
         return sum(value.bytes for value in self.values if value.kind == "parameter")
+
+    @property
+    def parameter_bytes_read(self) -> int:
+        """Bytes of parameters that one execution looks at: of an embedding its rows, of experts those chosen."""
+        pairs = zip(self.inputs, self.input_bytes_read, strict=True)
+        return sum(num_bytes for value, num_bytes in pairs if self.values[value].kind == "parameter")
 
     @property
     def bytes_read(self) -> int:

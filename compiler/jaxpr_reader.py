@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal, Var
 
-from ..models.layers import parse_op_name
+from ..models.named_ops import parse_op_name
 from .graph import Graph, Operation, Option, Value, ValueKind
 from .ops.arrays import AnyJaxpr, Atom, called_jaxpr, closed_over, dtype_of, open_jaxpr, shape_of
-from .ops.flops import equation_flops
+from .ops.flops import CONVERSIONS, PRODUCTS, equation_flops
 from .ops.loops import fold, known_integer, scan_layout, trip_count
 from .ops.traffic import equation_traffic, is_view, updates_operand
 from .source import source_line
@@ -63,6 +63,7 @@ class _Cost:
     """Cost of one operation; the totals may exceed what its operands and results explain, as in a loop."""
 
     flops: int
+    product_flops: int
     reads: Sequence[int]  # bytes read of each operand
     writes: Sequence[int]  # bytes written of each result
     bytes_read: int
@@ -142,7 +143,8 @@ class _Reader:
         flops, is_estimate = equation_flops(equation)
         reads, writes = equation_traffic(equation)
         reads = _once(reads, operands)
-        cost = _Cost(flops, reads, writes, sum(reads), sum(writes), is_estimate)
+        product_flops = flops if equation.primitive.name in PRODUCTS else 0
+        cost = _Cost(flops, product_flops, reads, writes, sum(reads), sum(writes), is_estimate)
         updates = ((0, 0),) if updates_operand(equation) else ()
         view = is_view(equation) and operands[0].value is not None  # a broadcast literal is a buffer of its own
         results = self.emit(equation, operands, where, cost, updates=updates, view=view)
@@ -164,7 +166,9 @@ class _Reader:
         reading = self.named_ops[id(body)]
         reads = _once(reading.reads, operands)
         graph = reading.graph
-        cost = _Cost(graph.flops, reads, reading.writes, sum(reads), sum(reading.writes), graph.is_estimate)
+        flops = 0 if name in CONVERSIONS else graph.flops
+        written = sum(reading.writes)
+        cost = _Cost(flops, graph.product_flops, reads, reading.writes, sum(reads), written, graph.is_estimate)
         return self.emit(equation, operands, where, cost, name=name, options=options, updates=reading.updates)
 
     def body(
@@ -212,6 +216,7 @@ class _Reader:
                 inputs=tuple(inputs),
                 outputs=tuple(result.value for result in results if result.value is not None),
                 flops=cost.flops,
+                product_flops=cost.product_flops,
                 bytes_read=cost.bytes_read,
                 bytes_written=cost.bytes_written,
                 options=options or {},
@@ -254,7 +259,6 @@ class _Reader:
             for atom, operand in outputs
         ]
         results = [value for value in output_ids if value is not None]
-        graph = Graph(name, tuple(self.values), tuple(self.operations), tuple(input_ids), tuple(results))
         positions = {value: position for position, value in enumerate(input_ids)}
         updates = [
             (output, positions[self.roots[value]])
@@ -268,8 +272,10 @@ class _Reader:
             else self.values[value].bytes
             for output, value in enumerate(results)
         ]
-        reads = [min(self.values[value].bytes, self.root_reads.get(value, 0)) for value in input_ids]
-        return Reading(graph, tuple(reads), tuple(writes), tuple(updates))
+        reads = tuple(min(self.values[value].bytes, self.root_reads.get(value, 0)) for value in input_ids)
+        values, operations = tuple(self.values), tuple(self.operations)
+        graph = Graph(name, values, operations, tuple(input_ids), tuple(results), input_bytes_read=reads)
+        return Reading(graph, reads, tuple(writes), tuple(updates))
 
 
 def _shape_and_dtype(atom: Atom) -> tuple[tuple[int, ...], str]:
@@ -342,6 +348,7 @@ def _repeated(
 ) -> _Cost:
     return _Cost(
         flops=sum(graph.flops * trips for graph, trips in runs),
+        product_flops=sum(graph.product_flops * trips for graph, trips in runs),
         reads=reads,
         writes=writes,
         bytes_read=sum(graph.bytes_read * trips for graph, trips in runs),
@@ -361,6 +368,7 @@ def _cond(reader: _Reader, equation: JaxprEqn, operands: Sequence[_Operand], whe
     costs = {(graph.flops, graph.bytes_read, graph.bytes_written) for graph in graphs}
     cost = _Cost(
         flops=max(graph.flops for graph in graphs),
+        product_flops=max(graph.product_flops for graph in graphs),
         reads=[index_bytes, *(max(reads) for reads in zip(*(branch.reads for branch in branches), strict=True))],
         writes=_result_bytes(equation),
         bytes_read=index_bytes + max(graph.bytes_read for graph in graphs),

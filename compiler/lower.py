@@ -20,7 +20,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from ..models.config import DecoderConfig, ModelConfig
-from ..models.layers import parse_op_name
+from ..models.named_ops import parse_op_name
 from .configuration import BLOCK_TOKENS, Configuration
 from .implementations import PagedView, implementations_for, pool_dtype
 from .target import Target
@@ -51,11 +51,15 @@ class Program:
 def pool_shape(config: DecoderConfig, num_blocks: int) -> tuple[int, ...]:
     """Returns the shape of one layer's KV pool: [blocks, block tokens, keys and values, kv heads, head size].
 
+    A latent cache has one entry, latent vector and rotary key side by side, in the place of keys and values.
+
     Args:
         config: The model.
         num_blocks: A number, or the dimension that stands for it while a program is exported.
     """
-    return (num_blocks, BLOCK_TOKENS, 2, config.num_kv_heads, config.head_size)
+    (heads, size), (_, second_size) = config.cache_shapes
+    entry = (2, heads, size) if config.latent is None else (1, heads, size + second_size)
+    return (num_blocks, BLOCK_TOKENS, *entry)
 
 
 def lower(traced: Traced, config: ModelConfig, configuration: Configuration, dtype: str, target: Target) -> Program:

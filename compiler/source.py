@@ -10,13 +10,13 @@ import jax
 import jaxlib
 from jax.extend.core import JaxprEqn
 
-from ..models import layers
+from ..models import layers, named_ops
 
 __all__ = ["source_line"]
 
 # Code that runs on behalf of the user's: libraries, the named ops and their modules, the tracer itself.
 _LIBRARIES = [f"{Path(str(module.__file__)).parent}/" for module in (jax, jaxlib, flax)]
-_INTERNAL = (*_LIBRARIES, str(layers.__file__), f"{Path(__file__).parent}/")
+_INTERNAL = (*_LIBRARIES, str(layers.__file__), str(named_ops.__file__), f"{Path(__file__).parent}/")
 
 
 @functools.cache

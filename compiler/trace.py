@@ -52,7 +52,7 @@ def trace(
         function: What to trace; it is called once with tracers.
         *abstract_args: Its positional arguments, pytrees of arrays or `jax.ShapeDtypeStruct`. Values are not looked at.
         name: Name of the graph; by default the function's.
-        argument_kinds: "parameter", "input" or "cache" for each argument; by default all are inputs. Parameters are
+        argument_kinds: "parameter", "state", "input" or "cache" for each argument; by default all are inputs. Parameters are
             named by their path within the argument, others by the argument's name and their path.
 
     Raises:
@@ -74,8 +74,8 @@ def trace_model(config: ModelConfig, configuration: Configuration, dtype: str) -
     """Traces a model of `models.family` in one configuration.
 
     Decoders take (parameters, tokens [batch, new], start [batch], lengths [batch], cache), the cache a list of (keys,
-    values) for each layer, both [batch, context, kv_heads, head_size]; they return (logits, cache). Encoders take
-    (parameters, tokens [batch, new], lengths [batch]) and return vectors.
+    values) for each layer, each [batch, context, heads, size] as `DecoderConfig.cache_shapes` says; they return
+    (logits, cache). Encoders take (parameters, tokens [batch, new], lengths [batch]) and return vectors.
 
     Args:
         config: The model's architecture.
@@ -86,22 +86,27 @@ def trace_model(config: ModelConfig, configuration: Configuration, dtype: str) -
         ConfigurationError: if the phase is not one of this kind of model, or the dtype is unknown.
     """
     is_decoder = isinstance(config, DecoderConfig)
-    if (configuration.phase == "embed") == is_decoder:
-        phases = "prefill and decode" if is_decoder else "embed"
-        raise ConfigurationError(f"a {config.family} model has no phase {configuration.phase!r}; it has {phases}")
+    phases = ("prefill", "decode") if is_decoder else ("embed",)  # "train" is `train.trace_training`'s
+    if configuration.phase not in phases:
+        raise ConfigurationError(
+            f"a {config.family} model has no phase {configuration.phase!r}; it has {', '.join(phases)}"
+        )
     try:
         model = build(config, dtype)
     except TypeError:
         raise ConfigurationError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16") from None
     batch = jax.ShapeDtypeStruct((configuration.batch,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((configuration.batch, configuration.new_tokens), jnp.int32)
-    name = f"{config.family}/{configuration.id}"
+    name = f"{config.architecture if isinstance(config, DecoderConfig) else config.family}/{configuration.id}"
     arguments = [Argument("parameter", path) for path in sorted(model.parameters)]
     arguments += [Argument("input", label) for label in (("tokens", "start", "lengths")[:: 1 if is_decoder else 2])]
     if not isinstance(config, DecoderConfig):
         return _trace(model, (model.parameters, tokens, batch), name, arguments)
-    shape = (configuration.batch, configuration.context, config.num_kv_heads, config.head_size)
-    cache = [(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),) * 2 for _ in range(config.num_layers)]
+    key, value = (
+        jax.ShapeDtypeStruct((configuration.batch, configuration.context, *shape), jnp.dtype(dtype))
+        for shape in config.cache_shapes
+    )
+    cache = [(key, value)] * config.num_layers
     arguments += [
         Argument("cache", f"cache.{layer}.{part}") for layer in range(config.num_layers) for part in ("key", "value")
     ]

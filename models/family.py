@@ -16,8 +16,8 @@ from jaxtyping import Array
 
 from .bert import Bert
 from .config import DecoderConfig, ModelConfig
+from .decoder import Decoder
 from .layers import abstract_parameter
-from .llama import Llama
 
 __all__ = ["ModelFunction", "Parameters", "build"]
 
@@ -33,14 +33,14 @@ class ModelFunction:
     module: Callable[[Parameters], nnx.Module]  # the NNX module holding given parameters
 
     def __call__(self, parameters: Parameters, *inputs):
-        """Runs the model: `Llama.__call__` or `Bert.__call__` with these parameters."""
+        """Runs the model: `Decoder.__call__` or `Bert.__call__` with these parameters."""
         return self.module(parameters)(*inputs)  # type: ignore[operator]
 
 
 def build(config: ModelConfig, dtype: DTypeLike) -> ModelFunction:
-    """Returns the model of a configuration, its weights abstract and of `dtype`."""
+    """Returns the model of a configuration, its weights abstract: of `dtype`, or as their stored form has them."""
     make = abstract_parameter(dtype)
-    model = Llama(config, make) if isinstance(config, DecoderConfig) else Bert(config, make)
+    model = Decoder(config, make) if isinstance(config, DecoderConfig) else Bert(config, make)
     graphdef, state = nnx.split(model)
     paths = [path for path, _ in nnx.to_flat_state(state)]
     abstract = {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}

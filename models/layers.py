@@ -1,9 +1,7 @@
 """The named ops: the few functions that model code is written on, and the NNX modules that hold their weights.
 
-Each op is a jitted function whose name survives tracing, so that the tracer sees one node with its own FLOPs, bytes
-and sharding rule, and `compiler.lower` can put a target's implementation in its place (paged attention, padded rows).
-Static options are part of the name: `plait.rms_norm[epsilon=1e-05]`; `parse_op_name` reads them back. The bodies here
-are the definition of each op: correct, simple, dense.
+The bodies here are the definition of each op (`named_ops.py`): correct, simple, dense. `moe.py` and `mla.py` have
+those of their own.
 
 Activations keep their own dtype: a product casts its input to the weight's dtype, accumulates in f32 and returns the
 input's dtype.
@@ -11,110 +9,104 @@ input's dtype.
 
 from __future__ import annotations
 
-import ast
 import functools
-import re
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from types import MappingProxyType
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from .config import Activation, Rope, StoredForm
+from .named_ops import Option, named_op
+from .quantization import dequantize_values, stored_arrays
+from .rope import rope_frequencies
+
 __all__ = [
+    "ACTIVATIONS",
     "Embedding",
     "LayerNorm",
     "Linear",
     "MakeParameter",
     "RMSNorm",
     "abstract_parameter",
+    "alibi_slopes",
     "attention",
+    "clamped_swiglu",
+    "dequantize",
     "embedding",
     "layer_norm",
     "linear",
     "normalize",
-    "parse_op_name",
     "rms_norm",
     "rope",
+    "rope_options",
     "self_attention",
     "vocabulary_max",
 ]
 
-Option: TypeAlias = float | int | str | bool
-MakeParameter: TypeAlias = Callable[[tuple[int, ...]], jax.ShapeDtypeStruct | Array]
+
+class MakeParameter(Protocol):
+    """Makes a model's parameters: of the model's own type, or of another where a stored form wants it."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: DTypeLike | None = None, /) -> jax.ShapeDtypeStruct | Array: ...
 
 
 def abstract_parameter(dtype: DTypeLike) -> MakeParameter:
     """Returns a maker of parameters without values, for tracing models whose weights nobody needs to hold."""
-    return lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return lambda shape, own=None: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype if own is None else own))
 
 
-def _named_op(function: Callable[..., Array | tuple[Array, ...]]):
-    """Makes `function(*arrays, **options)` a named op: one jitted call per set of options."""
-
-    @functools.cache
-    def jitted(options: tuple[tuple[str, Option], ...]):
-        def op(*arrays: Array):
-            return function(*arrays, **dict(options))
-
-        text = ",".join(f"{name}={value!r}" for name, value in options)
-        name = _PREFIX + function.__name__
-        op.__name__ = op.__qualname__ = f"{name}[{text}]" if text else name
-        return jax.jit(op)
-
-    @functools.wraps(function)
-    def call(*arrays: ArrayLike, **options: Option):
-        return jitted(tuple(sorted(options.items())))(*arrays)
-
-    NAMED_OPS.add(function.__name__)
-    return call
+@named_op
+def dequantize(values: Array, scales: Array, *, form: StoredForm, dtype: str) -> Float[Array, "... out in"]:
+    """Returns a weight of a stored form in the type that it is computed in; a conversion, so no FLOP is counted."""
+    return dequantize_values(values, scales, form, dtype)
 
 
-NAMED_OPS: set[str] = set()
+@named_op
+def linear(
+    x: Float[Array, "... in"], weight: Array, *scales_and_bias: Array, form: StoredForm | str = "", dtype: str = ""
+) -> Array:
+    """Returns `x @ weight.T (+ bias)`, [..., out], accumulated in f32.
 
-_PREFIX = "plait."  # no function of a user's has a dot in its name
-_OP_NAME = re.compile(r"plait\.(\w+)(?:\[(.*)\])?")
-
-
-def parse_op_name(name: str) -> tuple[str, dict[str, Option]] | None:
-    """Splits the name of a jitted call into a named op and its static options.
-
-    Returns:
-        `("rms_norm", {"epsilon": 1e-05})` for `plait.rms_norm[epsilon=1e-05]`, or None if the name is no named op's.
+    Args:
+        x: Cast to the weight's type.
+        weight: [out, in], or the values of a stored form.
+        *scales_and_bias: The scales of the stored form, if there is one, and a bias [out], if there is one.
+        form: The stored form.
+        dtype: What a weight of a stored form is computed in.
     """
-    match = _OP_NAME.fullmatch(name)
-    if match is None or match[1] not in NAMED_OPS:
-        return None
-    options = (item.split("=", 1) for item in match[2].split(",")) if match[2] else ()
-    return match[1], {key: ast.literal_eval(value) for key, value in options}
-
-
-@_named_op
-def linear(x: Float[Array, "... in"], weight: Float[Array, "out in"], *bias: Float[Array, " out"]) -> Array:
-    """Returns `x @ weight.T (+ bias)`, [..., out], accumulated in f32."""
+    bias = scales_and_bias
+    if form:
+        weight, bias = dequantize(weight, scales_and_bias[0], form=form, dtype=dtype), scales_and_bias[1:]
     y = jnp.einsum("...i,oi->...o", x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
     for b in bias:
         y = y + b.astype(jnp.float32)
     return y.astype(x.dtype)
 
 
-@_named_op
+@named_op
 def embedding(ids: Int[Array, ...], table: Float[Array, "vocab hidden"]) -> Array:
     """Returns the rows of `table` for `ids`, [..., hidden]."""
     return table[ids]
 
 
-@_named_op
-def rms_norm(x: Float[Array, "... hidden"], weight: Float[Array, " hidden"], *, epsilon: float) -> Array:
-    """Returns `x` scaled to unit root mean square, times `weight`; computed in f32."""
+@named_op
+def rms_norm(
+    x: Float[Array, "... hidden"], weight: Float[Array, " hidden"], *, epsilon: float, offset: float = 0.0
+) -> Array:
+    """Returns `x` scaled to unit root mean square, times `offset + weight`; computed in f32."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    return (y * weight.astype(jnp.float32)).astype(x.dtype)
+    factor = weight.astype(jnp.float32)
+    return (y * (factor + offset if offset else factor)).astype(x.dtype)
 
 
-@_named_op
+@named_op
 def layer_norm(
     x: Float[Array, "... hidden"], weight: Float[Array, " hidden"], bias: Float[Array, " hidden"], *, epsilon: float
 ) -> Array:
@@ -125,18 +117,43 @@ def layer_norm(
     return (y * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-@_named_op
-def rope(x: Float[Array, "batch seq heads size"], positions: Int[Array, "batch seq"], *, theta: float) -> Array:
-    """Returns `x` with rotary positions applied, in the half-split form: (x[i], x[i + size/2]) is a pair."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-    low, high = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
+def rope_options(rope: Rope) -> Mapping[str, Option]:
+    """Returns what the op `rope` is told: the fields that are not at their defaults, and theta."""
+    defaults = {field.name: field.default for field in fields(Rope)}
+    return MappingProxyType(
+        {name: value for name, value in asdict(rope).items() if name == "theta" or value != defaults[name]}
+    )
 
 
-@_named_op
+@named_op
+def rope(x: Float[Array, "batch seq heads size"], positions: Int[Array, "batch seq"], **options: Option) -> Array:
+    """Returns `x` with rotary positions applied; the options are fields of `config.Rope`."""
+    spec = Rope(**options)  # type: ignore[arg-type]
+    size = spec.size or x.shape[-1]
+    frequencies = jnp.asarray(rope_frequencies(spec, size), jnp.float32)
+    angle = positions[..., None].astype(jnp.float32) * frequencies
+    cos, sin = (part[:, :, None] for part in (jnp.cos(angle), jnp.sin(angle)))
+    if spec.magnitude != 1.0:
+        cos, sin = cos * spec.magnitude, sin * spec.magnitude
+    turning, rest = x[..., :size].astype(jnp.float32), x[..., size:]
+    if spec.is_interleaved:
+        low, high = turning[..., 0::2], turning[..., 1::2]
+    else:
+        low, high = jnp.split(turning, 2, axis=-1)
+    turned = [low * cos - high * sin, high * cos + low * sin]
+    merged = jnp.stack(turned, axis=-1).reshape(turning.shape) if spec.is_interleaved else jnp.concatenate(turned, -1)
+    return jnp.concatenate([merged.astype(x.dtype), rest], axis=-1) if rest.shape[-1] else merged.astype(x.dtype)
+
+
+def alibi_slopes(num_heads: int) -> Float[Array, " heads"]:
+    """Returns the slope of each head's bias: a geometric sequence, interleaved where heads are no power of two."""
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * head + 1) / power) for head in range(num_heads - power)]
+    return jnp.asarray(slopes, jnp.float32)
+
+
+@named_op
 def attention(
     query: Float[Array, "batch new heads size"],
     key: Float[Array, "batch new kv_heads size"],
@@ -144,12 +161,29 @@ def attention(
     key_cache: Float[Array, "batch context kv_heads size"],
     value_cache: Float[Array, "batch context kv_heads size"],
     start: Int[Array, " batch"],
-    *,
+    *sinks: Float[Array, " heads"],
     scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+    alibi: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Causal attention of new tokens over the KV cache, which it extends.
 
-    The new tokens of sequence b have positions `start[b] ... start[b] + new - 1`; position p sees positions 0 ... p.
+    The new tokens of sequence b have positions `start[b] ... start[b] + new - 1`; position p sees positions 0 ... p,
+    or the last `window` of them.
+
+    Args:
+        query: Of the new tokens, as are `key` and `value`.
+        key: See above.
+        value: See above.
+        key_cache: Keys of all positions, those from `start` on not yet written.
+        value_cache: Likewise.
+        start: Position of the first new token of each sequence.
+        *sinks: A logit of each head that takes weight and gives nothing, if the model has them.
+        scale: Factor on the scores.
+        window: Positions that are seen; 0 for all.
+        cap: Scores are `cap * tanh(score / cap)`; 0 for plain ones.
+        alibi: Whether scores fall linearly with the distance.
 
     Returns:
         The heads' outputs [batch, new, heads, size] and both caches with the new keys and values written.
@@ -160,15 +194,40 @@ def attention(
     rows = jnp.arange(batch)[:, None]
     key_cache = key_cache.at[rows, positions].set(key.astype(key_cache.dtype), mode="drop")
     value_cache = value_cache.at[rows, positions].set(value.astype(value_cache.dtype), mode="drop")
+    keys, values, seen_at = _seen(key_cache, value_cache, start, new, window)
     grouped = query.astype(jnp.float32).reshape(batch, new, kv_heads, heads // kv_heads, size) * scale
-    scores = jnp.einsum("bnkgd,bckd->bkgnc", grouped, key_cache.astype(jnp.float32))
-    visible = jnp.arange(key_cache.shape[1])[None, None, :] <= positions[:, :, None]
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
-    out = jnp.einsum("bkgnc,bckd->bnkgd", weights, value_cache.astype(jnp.float32))
+    scores = jnp.einsum("bnkgd,bckd->bkgnc", grouped, keys.astype(jnp.float32))
+    if cap:
+        scores = cap * jnp.tanh(scores / cap)
+    distance = positions[:, :, None] - seen_at[:, None, :]
+    if alibi:
+        slopes = alibi_slopes(heads).reshape(kv_heads, -1)[None, :, :, None, None]
+        scores = scores - slopes * distance[:, None, None].astype(jnp.float32)
+    visible = (distance >= 0) & (distance < window) if window else distance >= 0
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    for sink in sinks:
+        column = sink.astype(jnp.float32).reshape(kv_heads, -1)[None, :, :, None, None]
+        scores = jnp.concatenate([scores, jnp.broadcast_to(column, (*scores.shape[:-1], 1))], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : keys.shape[1]]
+    out = jnp.einsum("bkgnc,bckd->bnkgd", weights, values.astype(jnp.float32))
     return out.reshape(query.shape).astype(query.dtype), key_cache, value_cache
 
 
-@_named_op
+def _seen(
+    key_cache: Array, value_cache: Array, start: Array, new: int, window: int
+) -> tuple[Array, Array, Int[Array, "batch seen"]]:
+    """Returns the part of the cache that any new token can see, and its positions."""
+    batch, context = key_cache.shape[:2]
+    num_seen = window + new - 1
+    if not window or num_seen >= context:
+        return key_cache, value_cache, jnp.broadcast_to(jnp.arange(context), (batch, context))
+    first = jnp.clip(start - window + 1, 0, context - num_seen)
+    seen_at = first[:, None] + jnp.arange(num_seen)
+    rows = jnp.arange(batch)[:, None]
+    return key_cache[rows, seen_at], value_cache[rows, seen_at], seen_at
+
+
+@named_op
 def self_attention(
     query: Float[Array, "batch seq heads size"],
     key: Float[Array, "batch seq heads size"],
@@ -184,7 +243,7 @@ def self_attention(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value.astype(jnp.float32)).astype(query.dtype)
 
 
-@_named_op
+@named_op
 def vocabulary_max(
     x: Float[Array, "batch seq hidden"],
     weight: Float[Array, "vocab hidden"],
@@ -198,22 +257,65 @@ def vocabulary_max(
     return jnp.log1p(jax.nn.relu(jnp.max(logits, axis=1)))
 
 
-@_named_op
+@named_op
 def normalize(x: Float[Array, "batch hidden"]) -> Array:
     """Returns each row scaled to unit length; a zero row stays zero."""
     y = x.astype(jnp.float32)
     return (y / jnp.maximum(jnp.linalg.norm(y, axis=-1, keepdims=True), 1e-12)).astype(x.dtype)
 
 
-class Linear(nnx.Module):
+def clamped_swiglu(gate: Array, up: Array) -> Array:
+    """gpt-oss's gate: swish of slope 1.702 times up + 1, both clamped at 7."""
+    gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
+    return (up + 1) * gate * jax.nn.sigmoid(1.702 * gate)
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = MappingProxyType(
+    {
+        "silu": jax.nn.silu,
+        "gelu": functools.partial(jax.nn.gelu, approximate=False),
+        "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+        "relu": jax.nn.relu,
+    }
+)
+
+
+class StoredWeight(nnx.Module):
+    """A weight [..., out, in]: one dense array, or values and scales of a stored form."""
+
+    def __init__(self, shape: tuple[int, ...], make: MakeParameter, form: StoredForm | None = None) -> None:
+        self.form = form
+        self.dtype = str(make(()).dtype)  # what it is computed in
+        if form is None:
+            self.weight = nnx.Param(make(shape))
+        else:
+            values, scales = stored_arrays(form, shape)
+            self.weight = nnx.Param(make(values.shape, values.dtype))
+            self.scales = nnx.Param(make(scales.shape, scales.dtype))
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The dense array, or values and scales."""
+        return (self.weight[...],) if self.form is None else (self.weight[...], self.scales[...])
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What a named op must be told about the arrays."""
+        return {} if self.form is None else {"form": self.form, "dtype": self.dtype}
+
+
+class Linear(StoredWeight):
     """A product with a weight [out, in] and an optional bias [out]."""
 
-    def __init__(self, in_size: int, out_size: int, make: MakeParameter, *, bias: bool = False) -> None:
-        self.weight = nnx.Param(make((out_size, in_size)))
+    def __init__(
+        self, in_size: int, out_size: int, make: MakeParameter, *, bias: bool = False, form: StoredForm | None = None
+    ) -> None:
+        super().__init__((out_size, in_size), make, form)
         self.bias = nnx.Param(make((out_size,))) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        return linear(x, self.weight[...], *(() if self.bias is None else (self.bias[...],)))
+        bias = () if self.bias is None else (self.bias[...],)
+        return linear(x, *self.arrays, *bias, **self.options)
 
 
 class Embedding(nnx.Module):
@@ -227,14 +329,16 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm with a weight [size]."""
+    """Root-mean-square norm with a weight [size], to which `offset` is added."""
 
-    def __init__(self, size: int, epsilon: float, make: MakeParameter) -> None:
+    def __init__(self, size: int, epsilon: float, make: MakeParameter, *, offset: float = 0.0) -> None:
         self.weight = nnx.Param(make((size,)))
         self.epsilon = epsilon
+        self.offset = offset
 
     def __call__(self, x: Array) -> Array:
-        return rms_norm(x, self.weight[...], epsilon=self.epsilon)
+        offset = {"offset": self.offset} if self.offset else {}
+        return rms_norm(x, self.weight[...], epsilon=self.epsilon, **offset)
 
 
 class LayerNorm(nnx.Module):

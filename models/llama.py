@@ -1,122 +1,88 @@
-"""The Llama family of decoders (Llama, SmolLM) in Flax NNX, written on the named ops.
+"""Grouped-query attention and the feed-forward of Llama and its kin (Mistral, Qwen, Gemma, Bloom, ...) in Flax NNX.
 
-Comes in: a `DecoderConfig` and a maker of parameters (`abstract_parameter` for planning). Goes out: an NNX module
-whose call takes new tokens and the KV cache and returns the next token's logits and the extended cache. The weights
-of each layer are arrays of their own: a scan over stacked weights would copy every layer's weights on every step.
+Comes in: a `DecoderConfig`, the number of the layer and a maker of parameters. Goes out: the two modules that
+`decoder.py` puts into each layer.
 """
 
 from __future__ import annotations
 
-import jax
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from .config import DecoderConfig
-from .layers import Embedding, Linear, MakeParameter, RMSNorm, attention, linear, rope
+from .config import DecoderConfig, Rope
+from .layers import ACTIVATIONS, Linear, MakeParameter, RMSNorm, attention, rope, rope_options
+from .named_ops import Option
 
-__all__ = ["KVCache", "Llama"]
-
-KVCache = list[tuple[Array, Array]]  # one (keys, values) per layer, each [batch, context, kv_heads, head_size]
+__all__ = ["FeedForward", "SelfAttention"]
 
 
 class SelfAttention(nnx.Module):
-    """Grouped-query attention with rotary positions over the KV cache."""
+    """Grouped-query attention over the KV cache."""
 
-    def __init__(self, config: DecoderConfig, make: MakeParameter) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, make: MakeParameter) -> None:
         heads, kv_heads = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-        self.query = Linear(config.hidden_size, heads, make)
-        self.key = Linear(config.hidden_size, kv_heads, make)
-        self.value = Linear(config.hidden_size, kv_heads, make)
-        self.output = Linear(heads, config.hidden_size, make)
+        form, bias = config.form_of("attention"), config.has_qkv_bias
+        offset = 1.0 if config.norm == "rms_unit_offset" else 0.0
+        self.query = Linear(config.hidden_size, heads, make, bias=bias, form=form)
+        self.key = Linear(config.hidden_size, kv_heads, make, bias=bias, form=form)
+        self.value = Linear(config.hidden_size, kv_heads, make, bias=bias, form=form)
+        self.output = Linear(heads, config.hidden_size, make, bias=config.has_output_bias, form=form)
+        norm = functools.partial(RMSNorm, config.head_size, config.norm_epsilon, make, offset=offset)
+        self.query_norm = norm() if config.has_qk_norm else None
+        self.key_norm = norm() if config.has_qk_norm else None
+        self.sinks = nnx.Param(make((config.num_heads,))) if config.has_sinks else None
         self.head_size = config.head_size
-        self.theta = config.rope_theta
+        self.rope = _layer_rope(config, layer)
+        self.options = _attention_options(config, layer)
 
     def __call__(self, x: Array, start: Array, cache: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         batch, new, _ = x.shape
-        positions = start[:, None] + jnp.arange(new)
-        query = rope(self.query(x).reshape(batch, new, -1, self.head_size), positions, theta=self.theta)
-        key = rope(self.key(x).reshape(batch, new, -1, self.head_size), positions, theta=self.theta)
-        value = self.value(x).reshape(batch, new, -1, self.head_size)
-        out, keys, values = attention(query, key, value, *cache, start, scale=self.head_size**-0.5)
+        query, key, value = (
+            product(x).reshape(batch, new, -1, self.head_size) for product in (self.query, self.key, self.value)
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.rope is not None:
+            positions, options = start[:, None] + jnp.arange(new), rope_options(self.rope)
+            query, key = rope(query, positions, **options), rope(key, positions, **options)
+        sinks = () if self.sinks is None else (self.sinks[...],)
+        out, keys, values = attention(query, key, value, *cache, start, *sinks, **dict(self.options))
         return self.output(out.reshape(batch, new, -1)), (keys, values)
 
 
-class FeedForward(nnx.Module):
-    """Gated SiLU feed-forward: down(silu(gate(x)) * up(x))."""
+def _layer_rope(config: DecoderConfig, layer: int) -> Rope | None:
+    if layer in config.ropeless_layers:
+        return None
+    return config.sliding_rope or config.rope if layer in config.sliding_layers else config.rope
 
-    def __init__(self, config: DecoderConfig, make: MakeParameter) -> None:
-        self.gate = Linear(config.hidden_size, config.intermediate_size, make)
-        self.up = Linear(config.hidden_size, config.intermediate_size, make)
-        self.down = Linear(config.intermediate_size, config.hidden_size, make)
+
+def _attention_options(config: DecoderConfig, layer: int) -> tuple[tuple[str, Option], ...]:
+    """Returns what the op `attention` is told in a layer; what is at its default is left out of the op's name."""
+    options: dict[str, Option] = {"scale": config.score_scale or config.head_size**-0.5}
+    if layer in config.sliding_layers:
+        options["window"] = config.window
+    if config.score_cap:
+        options["cap"] = config.score_cap
+    if config.has_alibi:
+        options["alibi"] = True
+    return tuple(options.items())
+
+
+class FeedForward(nnx.Module):
+    """Feed-forward: down(activation(gate(x)) * up(x)), or down(activation(up(x))) without a gate."""
+
+    def __init__(self, config: DecoderConfig, intermediate_size: int, make: MakeParameter) -> None:
+        hidden, bias, form = config.hidden_size, config.has_mlp_bias, config.form_of("mlp")
+        self.gate = Linear(hidden, intermediate_size, make, bias=bias, form=form) if config.is_gated else None
+        self.up = Linear(hidden, intermediate_size, make, bias=bias, form=form)
+        self.down = Linear(intermediate_size, hidden, make, bias=bias, form=form)
+        self.activation = config.activation
 
     def __call__(self, x: Array) -> Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-class DecoderLayer(nnx.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual stream."""
-
-    def __init__(self, config: DecoderConfig, make: MakeParameter) -> None:
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon, make)
-        self.attention = SelfAttention(config, make)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_epsilon, make)
-        self.mlp = FeedForward(config, make)
-
-    def __call__(self, x: Array, start: Array, cache: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        with jax.named_scope("attention"):
-            out, cache = self.attention(self.attention_norm(x), start, cache)
-            x = x + out
-        with jax.named_scope("mlp"):
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, cache
-
-
-class Llama(nnx.Module):
-    """A decoder that turns new tokens and a KV cache into the next token's logits."""
-
-    def __init__(self, config: DecoderConfig, make: MakeParameter) -> None:
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, make)
-        self.layers = nnx.List([DecoderLayer(config, make) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon, make)
-        self.head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, make)
-
-    def __call__(
-        self,
-        tokens: Int[Array, "batch new"],
-        start: Int[Array, " batch"],
-        lengths: Int[Array, " batch"],
-        cache: KVCache,
-    ) -> tuple[Float[Array, "batch vocab"], KVCache]:
-        """Runs new tokens through the model.
-
-        Args:
-            tokens: New tokens, [batch, new]; those from `lengths[b]` on are padding.
-            start: Number of tokens of each sequence that are in the cache already, [batch].
-            lengths: Number of new tokens that count, [batch], at least 1.
-            cache: Keys and values of each layer; donated and extended when compiled.
-
-        Returns:
-            f32 logits that follow token `lengths[b] - 1`, [batch, vocab], and the extended cache.
-        """
-        hidden, cache = self.hidden_states(tokens, start, cache)
-        with jax.named_scope("head"):
-            last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.logits(last), cache
-
-    def hidden_states(self, tokens: Array, start: Array, cache: KVCache) -> tuple[Float[Array, "b n h"], KVCache]:
-        """Returns the f32 hidden states before the final norm, [batch, new, hidden], and the extended cache."""
-        with jax.named_scope("embedding"):
-            x = self.embedding(tokens).astype(jnp.float32)
-        extended: KVCache = []
-        for index, layer in enumerate(self.layers):
-            with jax.named_scope(f"layers.{index}"):
-                x, layer_cache = layer(x, start, cache[index])
-            extended.append(layer_cache)
-        return x, extended
-
-    def logits(self, hidden: Float[Array, "... hidden"]) -> Float[Array, "... vocab"]:
-        """Returns the f32 logits of hidden states."""
-        with jax.named_scope("head"):
-            x = self.norm(hidden)
-            return linear(x, self.embedding.weight[...]) if self.head is None else self.head(x)
+        activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(activate(self.up(x)))
+        return self.down(activate(self.gate(x)) * self.up(x))

@@ -6,7 +6,8 @@ Conventions:
 - Integer, boolean and index arithmetic is no FLOP, random bits included. Products (`dot_general`, convolutions)
   count whatever their type, since int8 products do the same work; a complex product counts four real ones.
 - A reduction of n elements to m counts n - m, a cumulative operation along a line of n counts n - 1.
-- Moving, converting, selecting and exchanging data between devices is no FLOP.
+- Moving, converting, selecting and exchanging data between devices is no FLOP; neither is bringing weights from a
+  stored form into the type they are computed in (`CONVERSIONS`).
 - What depends on an algorithm that XLA chooses (sort, factorizations, FFT), and any primitive not listed here, is an
   estimate and says so.
 """
@@ -22,7 +23,10 @@ from jax.extend.core import JaxprEqn
 from .arrays import AnyJaxpr, is_inexact, num_elements, open_jaxpr, shape_of
 from .products import convolution_flops, dot_flops, ragged_dot_flops
 
-__all__ = ["equation_flops"]
+__all__ = ["CONVERSIONS", "PRODUCTS", "equation_flops"]
+
+CONVERSIONS = frozenset({"dequantize"})  # named ops
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "ragged_dot_general"})  # primitives
 
 FlopRule: TypeAlias = Callable[[JaxprEqn], int]
 

@@ -4,6 +4,7 @@ Conventions:
 - Every operand is read once and every result written once; literals cost nothing.
 - A view (`is_view`: reshape, bitcast, a broadcast or transpose that moves no element, ...) moves no bytes.
 - A slice or gather reads what it returns, not all of its operand; indices are read in full.
+- A product by groups (`ragged_dot`) reads the weights of at most as many groups as there are rows.
 - `dynamic_update_slice` and scatter write into their operand (`updates_operand`): they touch the update alone. A
   scatter that combines reads what it overwrites.
 """
@@ -65,11 +66,23 @@ def equation_traffic(equation: JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ..
         return (0,) * len(reads), (0,)
     if name in _PARTIAL_READS:
         return (min(reads[0], writes[0]), *reads[1:]), writes
+    if name == "ragged_dot_general":
+        return (reads[0], _touched_group_bytes(equation, reads[1]), *reads[2:]), writes
     if updates_operand(equation):
         update = _update_bytes(equation)
         touched = 0 if name in ("dynamic_update_slice", "scatter") else update
         return (min(touched, reads[0]), *reads[1:]), (min(update, writes[0]),)
     return reads, writes
+
+
+def _touched_group_bytes(equation: JaxprEqn, weight_bytes: int) -> int:
+    """Bytes of the groups that rows can belong to, where the weights are stacked by group."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    if not numbers.rhs_group_dimensions:
+        return weight_bytes
+    num_groups = shape_of(equation.invars[1])[numbers.rhs_group_dimensions[0]]
+    num_rows = shape_of(equation.invars[0])[numbers.lhs_ragged_dimensions[0]]
+    return weight_bytes * min(num_groups, num_rows) // max(num_groups, 1)
 
 
 def _update_bytes(equation: JaxprEqn) -> int:

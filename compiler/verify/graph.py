@@ -20,6 +20,11 @@ def verify_graph(graph: Graph) -> None:
     made = {value.id for value in graph.values if value.kind == "constant"}
     _require(made.isdisjoint(graph.inputs), graph, "an input is a constant")
     made.update(graph.inputs)
+    sizes = [graph.values[value].bytes for value in graph.inputs]
+    is_read_right = len(sizes) == len(graph.input_bytes_read) and all(
+        0 <= num_bytes <= size for num_bytes, size in zip(graph.input_bytes_read, sizes, strict=True)
+    )
+    _require(is_read_right, graph, f"{graph.input_bytes_read} bytes read of inputs of {sizes} bytes")
     for position, operation in enumerate(graph.operations):
         what = f"operation {operation.id} ({operation.name})"
         _require(operation.id == position, graph, f"{what} is at position {position}")
@@ -32,6 +37,7 @@ def verify_graph(graph: Graph) -> None:
             _require(inside, graph, f"{what} updates a value that it does not read and write")
         costs = (operation.flops, operation.bytes_read, operation.bytes_written)
         _require(min(costs) >= 0, graph, f"{what} has a negative cost")
+        _require(0 <= operation.product_flops <= operation.flops, graph, f"{what} has more product FLOPs than FLOPs")
         for body in operation.body:
             verify_graph(body)
     _require(made == set(range(len(graph.values))), graph, "a value is neither given nor made")

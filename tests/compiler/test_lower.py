@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -17,8 +17,9 @@ from plait.compiler.lower import lower, pool_shape
 from plait.compiler.target import load_target
 from plait.compiler.trace import trace_model
 from plait.models.checkpoint import open_checkpoint
-from plait.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from plait.models.config import DecoderConfig, EncoderConfig, Experts, LatentAttention, ModelConfig, Rope
 from plait.models.family import build
+from plait.models.quantization import quantize
 
 TARGET = load_target("cpu")
 SMALL = DecoderConfig(
@@ -35,13 +36,49 @@ SMALL = DecoderConfig(
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
+MIXTURE = Experts(num_experts=8, experts_per_token=2, intermediate_size=32)
+VARIANTS = {
+    "sliding, sinks": replace(SMALL, window=40, sliding_layers=(0,), has_sinks=True),
+    "capped, unit offset": replace(SMALL, score_cap=3.0, logit_cap=5.0, norm="rms_unit_offset", has_post_norms=True),
+    "alibi, layer norms": replace(SMALL, rope=None, has_alibi=True, norm="layer", is_gated=False, activation="gelu"),
+    "experts": replace(SMALL, experts=replace(MIXTURE, shared_intermediate_size=48, has_selection_bias=True)),
+    "experts with biases": replace(
+        SMALL,
+        experts=replace(MIXTURE, has_bias=True, has_router_bias=True, activation="clamped_swiglu"),
+    ),
+    "latent": replace(SMALL, latent=LatentAttention(None, 32, 8, 16, 24), rope=Rope(is_interleaved=True)),
+    "mxfp4 experts": replace(SMALL, experts=MIXTURE, stored_form="mxfp4", stored_parts=("experts",)),
+    "fp8": replace(
+        SMALL,
+        latent=LatentAttention(32, 32, 8, 16, 24),
+        experts=replace(MIXTURE, dense_layers=(0,), score="sigmoid", num_groups=4, groups_per_token=2),
+        stored_form="fp8",
+        stored_parts=("attention", "mlp", "experts"),
+    ),
+    "q8_0": replace(SMALL, stored_form="q8_0", stored_parts=("attention", "mlp")),
+    "q4_0": replace(SMALL, stored_form="q4_0", stored_parts=("attention", "mlp")),
+}
+
+
 def random_parameters(config: ModelConfig, dtype: str, seed: int = 0) -> dict[str, jax.Array]:
-    """Returns seeded weights; norms around one."""
+    """Returns seeded weights; norms around one; those of stored forms quantized."""
     generator = np.random.default_rng(seed)
-    return {
-        name: jnp.asarray(generator.standard_normal(leaf.shape) * 0.1 + name.endswith("norm.weight"), dtype)
-        for name, leaf in build(config, dtype).parameters.items()
-    }
+    stored = build(config, dtype).parameters
+    parameters: dict[str, jax.Array] = {}
+    for name, leaf in build(config.dense, dtype).parameters.items():
+        values = generator.standard_normal(leaf.shape) * 0.1 + name.endswith("norm.weight")
+        scales = f"{name.removesuffix('weight')}scales"
+        if scales in stored:
+            parameters[name], parameters[scales] = map(jnp.asarray, quantize(values, config.stored_form))  # type: ignore[union-attr]
+        else:
+            parameters[name] = jnp.asarray(values, dtype)
+    return parameters
+
+
+def empty_cache(config: DecoderConfig, context: int, dtype: str) -> list[tuple[jax.Array, jax.Array]]:
+    """Returns a dense cache of one sequence."""
+    key, value = (jnp.zeros((1, context, *shape), dtype) for shape in config.cache_shapes)
+    return [(key, value)] * config.num_layers
 
 
 @dataclass
@@ -92,8 +129,7 @@ def test_paged_prefill_and_decode_equal_the_dense_model(dtype: str, tolerance: f
     parameters = random_parameters(SMALL, dtype)
     paged = Paged(SMALL, dtype, context, parameters)
     dense = jax.jit(build(SMALL, dtype).__call__)
-    shape = (1, context, SMALL.num_kv_heads, SMALL.head_size)
-    cache = [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))] * SMALL.num_layers
+    cache = empty_cache(SMALL, context, dtype)
     tokens = np.random.default_rng(2).integers(0, SMALL.vocab_size, 296)
     position = 0
     for count in (64, 64, 64, 64, 30, 1, 1, 1):
@@ -105,6 +141,26 @@ def test_paged_prefill_and_decode_equal_the_dense_model(dtype: str, tolerance: f
             parameters, jnp.asarray(new)[None], jnp.array([position]), jnp.array([len(new)]), cache
         )
         assert np.max(np.abs(ours - reference[0])) <= tolerance * np.max(np.abs(reference))
+        position += len(new)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_paged_steps_of_every_kind_of_decoder_equal_the_dense_model(config: DecoderConfig) -> None:
+    context = 304
+    parameters = random_parameters(config, "float32")
+    paged = Paged(config, "float32", context, parameters)
+    dense = jax.jit(build(config, "float32").__call__)
+    cache = empty_cache(config, context, "float32")
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, 296)
+    position = 0
+    for count in (64, 64, 64, 64, 30, 1, 1):
+        phase = "decode" if count == 1 else "prefill"
+        new = tokens[position : position + count]
+        ours = paged.run(Configuration(phase, 1, 1 if count == 1 else 64, context), new, position)
+        reference, cache = dense(
+            parameters, jnp.asarray(new)[None], jnp.array([position]), jnp.array([len(new)]), cache
+        )
+        assert np.max(np.abs(ours - reference[0])) <= 1e-5 * np.max(np.abs(reference))
         position += len(new)
 
 

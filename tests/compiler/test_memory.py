@@ -180,7 +180,7 @@ def test_json_that_is_no_plan_is_refused():
 
 
 def test_an_empty_graph_has_no_peak():
-    plan = plan_memory(Graph("empty", (), (), (), ()))
+    plan = plan_memory(Graph("empty", (), (), (), (), ()))
     assert (plan.total_bytes, plan.peak_operation) == (0, None)
     assert "total" in plan.as_text()
 
@@ -222,7 +222,7 @@ def graphs(draw, depth=1, kinds=("parameter", "input", "cache", "constant")):
         )
         values += outputs
     results = draw(st.lists(st.sampled_from([value.id for value in values]), min_size=1, max_size=3))
-    return Graph("random", tuple(values), tuple(operations), inputs, tuple(results))
+    return Graph("random", tuple(values), tuple(operations), inputs, tuple(results), (0,) * len(inputs))
 
 
 @settings(deadline=None, max_examples=300)

@@ -127,7 +127,7 @@ def test_encoders_take_tokens_and_lengths():
 
 @pytest.mark.parametrize(
     ("config", "phase", "complaint"),
-    [(SMOLLM2, "embed", "llama model has no phase 'embed'"), (MINILM, "decode", "bert model has no phase 'decode'")],
+    [(SMOLLM2, "embed", "decoder model has no phase 'embed'"), (MINILM, "decode", "bert model has no phase 'decode'")],
     ids=["decoder", "encoder"],
 )
 def test_a_phase_of_another_kind_of_model_is_refused(config, phase, complaint):

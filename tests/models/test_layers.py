@@ -14,12 +14,12 @@ from plait.models.layers import (
     layer_norm,
     linear,
     normalize,
-    parse_op_name,
     rms_norm,
     rope,
     self_attention,
     vocabulary_max,
 )
+from plait.models.named_ops import parse_op_name
 
 assert_close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
