@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as json_text
 import sys
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from .output import print_json, progress_bars
 if TYPE_CHECKING:
     from ..compiler.bundle.manifest import ModelEntry
     from ..compiler.bundle.reader import Bundle
-    from ..runtime.engine import Prompt, Runtime
+    from ..runtime.engine import Prompt, Runtime, TextOrPair
     from ..runtime.request import SamplingParams
 
 __all__ = ["load_runtime", "run"]
@@ -35,27 +34,38 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
     ] = False,
+    query: Annotated[
+        str | None, typer.Option(help="Score how well the text answers this; for rerankers and classifiers of pairs.")
+    ] = None,
     hbm: HbmBytes = None,
     json: Json = False,
 ) -> None:
     """Ask a model of a bundle one question.
 
     The answer alone is printed, as it comes. An embedding model prints its vector as JSON; a sparse one its tokens and
-    their weights, the heaviest first.
+    their weights, the heaviest first; a classifier or reranker its labels and their probabilities.
 
     \b
     plait run agent.plait chat "What is the capital of France?" --temperature 0
     plait run agent.plait chat "Once upon a time" --raw --max-tokens 50 --seed 7
     plait run agent.plait embed "a passage" --json
+    plait run agent.plait rank "Paris is the capital." --query "What is the capital of France?"
     """
     from ..compiler.bundle.reader import open_bundle
 
     opened = open_bundle(bundle)
     entry = opened.manifest.model(model)  # before programs are loaded
     text = check_text("prompt", _read_stdin() if prompt == "-" else prompt)
+    is_classifier = bool({"classification", "score"} & set(entry.capabilities))
+    if query is not None and not is_classifier:
+        raise ConfigurationError(f"--query is for rerankers and classifiers; model {entry.name!r} is neither")
     if entry.kv is None:
+        asked = None if query is None else check_text("query", query)
         with load_runtime(opened, hbm) as runtime:
-            _embed(runtime, entry, text, as_object=json)
+            if is_classifier:
+                _classify(runtime, entry, text if asked is None else (asked, text), as_object=json)
+            else:
+                _embed(runtime, entry, text, as_object=json)
         return
     question = _prompt(entry, text, None if system is None else check_text("system message", system), raw=raw)
     with load_runtime(opened, hbm) as runtime:
@@ -95,6 +105,8 @@ def _generate(runtime: Runtime, entry: ModelEntry, prompt: Prompt, params: Sampl
 
 
 def _embed(runtime: Runtime, entry: ModelEntry, text: str, *, as_object: bool) -> None:
+    import asyncio
+
     result = asyncio.run(runtime.embed_async(entry.name, [text]))
     vector = [float(value) for value in result.vectors[0]]
     is_sparse = "sparse_embedding" in entry.capabilities
@@ -103,6 +115,15 @@ def _embed(runtime: Runtime, entry: ModelEntry, text: str, *, as_object: bool) -
         print_json({"model": entry.name, "embedding": embedding, "usage": asdict(result.usage)})
     else:
         print(json_text.dumps(embedding, ensure_ascii=False), flush=True)
+
+
+def _classify(runtime: Runtime, entry: ModelEntry, item: TextOrPair, *, as_object: bool) -> None:
+    result = runtime.classify(entry.name, [item])
+    labels = dict(zip(result.labels, result.probabilities[0].tolist(), strict=True))
+    if as_object:
+        print_json({"model": entry.name, "labels": labels, "usage": asdict(result.usage)})
+    else:
+        print(json_text.dumps(labels, ensure_ascii=False), flush=True)
 
 
 def _heaviest(bundle: Bundle, entry: ModelEntry, vector: list[float]) -> list[tuple[str | int, float]]:

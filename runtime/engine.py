@@ -30,22 +30,26 @@ from ..errors import (
     ModelNotFoundError,
     RequestTimeoutError,
 )
+from ..models.config import EncoderConfig
 from .answer import Answer
+from .chat_template import ChatTemplate
 from .clock import MonotonicClock
 from .core import EngineCore, Outcome, TierUse
 from .events import EmbedWork, GenerateWork, Request, Sampling
 from .executor import JaxExecutor
 from .metrics import Metrics
-from .request import Completion, EmbedResult, ModelStatus, Piece, SamplingParams, Usage
+from .probabilities import probabilities
+from .request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams, Usage
 from .residency import check_budget
 from .scheduler import Scheduler
 from .tiers import TransferRecord
-from .tokenizer import ChatTemplate, Tokenizer
+from .tokenizer import Tokenizer
 
-__all__ = ["Messages", "Prompt", "Runtime"]
+__all__ = ["Messages", "Prompt", "Runtime", "TextOrPair"]
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]  # {"role": ..., "content": ...} each
 Prompt: TypeAlias = str | Messages | Sequence[int]  # a text to go on with, a conversation, or tokens
+TextOrPair: TypeAlias = str | tuple[str, str]
 
 _SEED_BITS = 63
 
@@ -180,12 +184,18 @@ class Runtime:
     # Text to tokens
 
     def tokenize(self, model: str, text: str) -> list[int]:
-        """Returns the tokens of a text; an encoder's with its special tokens."""
-        served = self._served[self.resolve(model)]
-        return served.tokenizer.encode(text, add_special_tokens=served.entry.kv is None)
+        """Returns the tokens of a text, with those that the model wants before and after it.
+
+        Special tokens spelled out in the text stay text; give tokens where they are wanted.
+        """
+        return self._served[self.resolve(model)].tokenizer.encode(text, add_special_tokens=True)
+
+    def tokenize_pair(self, model: str, first: str, second: str) -> list[int]:
+        """Returns the tokens of two texts in one sequence, with the special tokens around and between them."""
+        return self._served[self.resolve(model)].tokenizer.encode_pair(first, second)
 
     def chat_prompt(self, model: str, messages: Messages) -> list[int]:
-        """Returns the tokens of a conversation in the model's template.
+        """Returns the tokens of a conversation in the model's template; special tokens are the template's alone.
 
         Raises:
             InvalidRequestError: if the template refuses the messages, or the model has none.
@@ -193,7 +203,7 @@ class Runtime:
         served = self._served[self.resolve(model)]
         if served.template is None:
             raise InvalidRequestError(f"model {model!r} has no chat template", param="messages")
-        return served.tokenizer.encode(served.template.render(messages), add_special_tokens=False)
+        return served.template.encode(messages, served.tokenizer)
 
     # Answers
 
@@ -276,26 +286,44 @@ class Runtime:
             ExecutionError: if it fails.
         """
         listed = [texts] if isinstance(texts, str) else texts
-        request = self._embedding(model, [self.tokenize(model, text) for text in listed])
-        submitted_at = self._clock.now()
-        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self._core.submit(request, outcomes.put)
-        try:
-            return self._vectors(request, outcomes.get(), submitted_at).vectors
-        finally:
-            self._abandon(request)
+        tokens = [self.tokenize(model, text) for text in listed]
+        return self._encode(self._encoding(model, tokens, is_classifier=False)).vectors
 
     async def embed_async(self, model: str, inputs: Sequence[Sequence[int]] | Sequence[str]) -> EmbedResult:
         """Returns one vector for each text or list of tokens, and the usage; as `embed`."""
         tokens = [self.tokenize(model, item) if isinstance(item, str) else item for item in inputs]
-        request = self._embedding(model, tokens)
-        submitted_at = self._clock.now()
-        outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
-        self._core.submit(request, _into(outcomes))
-        try:
-            return self._vectors(request, await outcomes.get(), submitted_at)
-        finally:
-            self._abandon(request)
+        return await self._encode_async(self._encoding(model, tokens, is_classifier=False))
+
+    # Labels and scores
+
+    def classify(self, model: str, inputs: Sequence[TextOrPair] | str) -> ClassifyResult:
+        """Returns the probability of each of a classifier's labels for each text or pair of texts.
+
+        A model of one label, or of labels that hold independently, gives each of them a probability of its own (a
+        sigmoid); otherwise those of an input sum to 1 (a softmax).
+
+        Raises:
+            RequestError: if the request is not taken, e.g. a pair is longer than the model's sequence.
+            ExecutionError: if it fails.
+        """
+        listed = [inputs] if isinstance(inputs, str) else inputs
+        request = self._encoding(model, [self._sequence(model, item) for item in listed], is_classifier=True)
+        return self._classified(model, self._encode(request))
+
+    async def classify_async(self, model: str, inputs: Sequence[TextOrPair | list[int]]) -> ClassifyResult:
+        """Returns the probabilities for texts, pairs or lists of tokens; as `classify`."""
+        tokens = [item if isinstance(item, list) else self._sequence(model, item) for item in inputs]
+        return self._classified(model, await self._encode_async(self._encoding(model, tokens, is_classifier=True)))
+
+    def score(self, model: str, query: str, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
+        """Returns how well each text answers a query, f32 [texts] between 0 and 1; errors as for `classify`."""
+        self._check_scores(model)
+        return self.classify(model, [(query, text) for text in texts]).probabilities[:, 0]
+
+    async def score_async(self, model: str, query: str, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
+        """Returns how well each text answers a query; as `score`."""
+        self._check_scores(model)
+        return (await self.classify_async(model, [(query, text) for text in texts])).probabilities[:, 0]
 
     # Requests
 
@@ -329,13 +357,18 @@ class Runtime:
         answer = Answer(served.tokenizer, params.stop, len(prompt), self._clock.now())
         return Request(next(self._ids), entry.name, work), answer
 
-    def _embedding(self, model: str, inputs: Sequence[Sequence[int]]) -> Request:
+    def _encoding(self, model: str, inputs: Sequence[Sequence[int]], *, is_classifier: bool) -> Request:
         served = self._served[self.resolve(model)]
         entry = served.entry
         if entry.kv is not None:
-            raise InvalidRequestError(f"model {model!r} is a decoder and makes no embeddings", param="model")
+            makes = "classifies nothing" if is_classifier else "makes no embeddings"
+            raise InvalidRequestError(f"model {model!r} is a decoder and {makes}", param="model")
+        if is_classifier != bool(_labels(entry)):
+            what = "an embedder and classifies nothing" if is_classifier else "a classifier and makes no embeddings"
+            raise InvalidRequestError(f"model {model!r} is {what}", param="model")
         if not inputs:
-            raise InvalidRequestError("there is nothing to embed: the input is an empty list", param="input")
+            verb = "classify" if is_classifier else "embed"
+            raise InvalidRequestError(f"there is nothing to {verb}: the input is an empty list", param="input")
         for tokens in inputs:
             _check_tokens(served, tokens)
             if len(tokens) > entry.sequence:
@@ -344,6 +377,40 @@ class Runtime:
                     param="input",
                 )
         return Request(next(self._ids), entry.name, EmbedWork(tuple(tuple(tokens) for tokens in inputs)))
+
+    def _sequence(self, model: str, item: TextOrPair) -> list[int]:
+        return self.tokenize(model, item) if isinstance(item, str) else self.tokenize_pair(model, *item)
+
+    def _check_scores(self, model: str) -> None:
+        labels = _labels(self._served[self.resolve(model)].entry)
+        if len(labels) > 1:
+            raise InvalidRequestError(f"model {model!r} has {len(labels)} labels and no score; classify", param="model")
+
+    def _encode(self, request: Request) -> EmbedResult:
+        submitted_at = self._clock.now()
+        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._core.submit(request, outcomes.put)
+        try:
+            return self._vectors(request, outcomes.get(), submitted_at)
+        finally:
+            self._abandon(request)
+
+    async def _encode_async(self, request: Request) -> EmbedResult:
+        submitted_at = self._clock.now()
+        outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+        self._core.submit(request, _into(outcomes))
+        try:
+            return self._vectors(request, await outcomes.get(), submitted_at)
+        finally:
+            self._abandon(request)
+
+    def _classified(self, model: str, result: EmbedResult) -> ClassifyResult:
+        config = self._served[self.resolve(model)].entry.config
+        assert isinstance(config, EncoderConfig)
+        are_independent = config.is_multi_label or len(config.labels) == 1
+        return ClassifyResult(
+            config.labels, probabilities(result.vectors, are_independent=are_independent), result.usage
+        )
 
     def _abandon(self, request: Request) -> None:
         """Ends a request that nobody waits for any more, if it hasn't ended by itself."""
@@ -394,6 +461,11 @@ def _check_tokens(served: _Served, tokens: Sequence[int]) -> None:
     if not all(0 <= token < vocab_size for token in tokens):
         wrong = next(token for token in tokens if not 0 <= token < vocab_size)
         raise InvalidRequestError(f"token {wrong} is not in the vocabulary of {vocab_size} tokens")
+
+
+def _labels(entry: ModelEntry) -> tuple[str, ...]:
+    """Returns the labels of a classifier; other models have none."""
+    return entry.config.labels if isinstance(entry.config, EncoderConfig) else ()
 
 
 def _check_sampling(params: SamplingParams) -> None:

@@ -8,7 +8,17 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Completion", "EmbedResult", "FinishReason", "ModelStatus", "Piece", "Residency", "SamplingParams", "Usage"]
+__all__ = [
+    "ClassifyResult",
+    "Completion",
+    "EmbedResult",
+    "FinishReason",
+    "ModelStatus",
+    "Piece",
+    "Residency",
+    "SamplingParams",
+    "Usage",
+]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]
@@ -62,6 +72,15 @@ class EmbedResult:
     """The vectors of a list of texts, in their order."""
 
     vectors: Float[np.ndarray, "texts size"]  # f32
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """What a classifier says of a list of texts or pairs, in their order."""
+
+    labels: tuple[str, ...]
+    probabilities: Float[np.ndarray, "inputs labels"]  # f32; a row sums to 1 unless there is one label or many may hold
     usage: Usage
 
 

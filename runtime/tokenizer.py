@@ -1,35 +1,53 @@
-"""Text to token ids and back: encoding, incremental decoding, stop strings and chat templates.
+"""Text to token ids and back: encoding, incremental decoding and stop strings.
 
-Comes in: the tokenizer.json and the Jinja template of a model, texts, and tokens one by one. Goes out: token ids, and
-text that is final: what a `Detokenizer` has returned is never taken back, and all of it together is the decoding of
-the whole; what a `StopMatcher` lets through ends before the first stop string, wherever the pieces were cut.
+Comes in: the tokenizer.json of a model, texts, and tokens one by one. Goes out: token ids, and text that is final: what
+a `Detokenizer` has returned is never taken back, and all of it together is the decoding of the whole; what a
+`StopMatcher` lets through ends before the first stop string, wherever the pieces were cut. No text becomes a special
+token, except those that a chat template wrote.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import NoReturn
+from typing import TypedDict
 
-import jinja2
 import tokenizers
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..errors import CheckpointError, InvalidRequestError, UnsupportedModelError
+from ..errors import CheckpointError, InvalidRequestError
+from .quotation import Quotation
 
-__all__ = ["ChatTemplate", "Detokenizer", "StopMatcher", "Tokenizer"]
-
-ROLES = ("system", "user", "assistant")
+__all__ = ["Detokenizer", "StopMatcher", "Tokenizer"]
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
+class _AddedToken(TypedDict):
+    content: str
+    special: bool
+
+
+class _Model(TypedDict, total=False):
+    vocab: dict[str, int] | list[tuple[str, float]]  # a list, in the order of ids, for Unigram
+    merges: list[tuple[str, str] | str]  # a string with a space between in older files
+    unk_token: str | None
+
+
+class _Contents(TypedDict):
+    """What is read of a tokenizer.json here."""
+
+    added_tokens: list[_AddedToken]
+    model: _Model
+
+
 class Tokenizer:
-    """A model's tokenizer.
+    """A model's tokenizer, in which the special tokens have names that nobody can write.
+
+    Were they known by their texts, a text could spell them; to switch off the search for them is not enough, as a
+    vocabulary of pieces finds them again.
 
     Args:
         text: The contents of a tokenizer.json.
@@ -40,7 +58,9 @@ class Tokenizer:
 
     def __init__(self, text: str) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            contents: _Contents = json.loads(text)
+            self._names = _rename_special_tokens(contents)
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(contents))
         except Exception as error:  # the library raises the bare class
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the tokenizer cannot be read: {reason}; bundle the model again") from None
@@ -56,11 +76,28 @@ class Tokenizer:
         """Returns the token ids of a text.
 
         Args:
-            text: Any text. Special tokens written out in it, as a chat template writes them, become those tokens.
-            add_special_tokens: Whether to add those that the model wants around every text, e.g. [CLS] and [SEP];
-                False for a rendered chat template, which has them already.
+            text: Any text. What it says stays text: special tokens spelled out in it don't become those tokens.
+            add_special_tokens: Whether to add those that the model wants around every text, e.g. [CLS] and [SEP].
         """
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def quotation(self) -> Quotation:
+        """Returns what marks the strings of one rendering of a chat template, for `encode_rendered`."""
+        return Quotation(self._names)
+
+    def encode_rendered(self, text: str, quotation: Quotation) -> list[int]:
+        """Returns the token ids of a rendered chat template.
+
+        Args:
+            text: What the template made. Special tokens spelled out in it become those tokens, but not in strings
+                that were quoted.
+            quotation: What quoted them.
+        """
+        return self._tokenizer.encode(quotation.rename(text, self._names), add_special_tokens=False).ids
+
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Returns the token ids of two texts with the special tokens that the model wants around and between them."""
+        return self._tokenizer.encode(first, second).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -76,6 +113,32 @@ class Tokenizer:
         return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
 
 
+def _rename_special_tokens(contents: _Contents) -> Mapping[str, str]:
+    """Renames the special tokens of a tokenizer in place, ids staying as they are; returns the new names by text."""
+    secret = secrets.token_hex(16)  # of characters that every normalizer leaves as they are
+    special = [token for token in contents["added_tokens"] if token["special"]]
+    names = {token["content"]: f"<{secret}{index}>" for index, token in enumerate(special)}
+    for token in special:
+        token["content"] = names[token["content"]]
+    model = contents["model"]
+    vocab = model.get("vocab", {})
+    if isinstance(vocab, dict):
+        model["vocab"] = {names.get(piece, piece): token_id for piece, token_id in vocab.items()}
+    else:
+        model["vocab"] = [(names.get(piece, piece), score) for piece, score in vocab]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if not _touches(merge, names)]
+    if (unknown := model.get("unk_token")) is not None:
+        model["unk_token"] = names.get(unknown, unknown)
+    return names
+
+
+def _touches(merge: tuple[str, str] | str, names: Mapping[str, str]) -> bool:
+    """Returns whether a merge is of a special token or makes one."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left in names or right in names or left + right in names
+
+
 class Detokenizer:
     """Turns tokens into text as they come, never splitting a character.
 
@@ -86,7 +149,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._context: list[int] = []  # tokens whose text was returned last
-        self._pending: list[int] = []  # tokens whose text was not returned yet
+        self._pending: list[int] = []  # tokens whose text was not returned yet, or not all of it
+        self._num_shown = 0  # characters of the pending tokens' text that were returned
 
     def push(self, token_id: int) -> str:
         """Returns the text that has become final with this token; "" while a character is incomplete."""
@@ -95,20 +159,23 @@ class Detokenizer:
         self._pending.append(token_id)
         text = self._pending_text()
         # A run of byte tokens can still turn out not to be UTF-8, which changes the text of all of it.
-        if not text or text.endswith(_REPLACEMENT) or self._tokenizer.ends_in_byte(self._pending):
+        if not text or self._tokenizer.ends_in_byte(self._pending):
             return ""
-        self._context, self._pending = self._pending, []
+        if text.endswith(_REPLACEMENT):  # of what is no UTF-8 yet, only the last character can still become some
+            self._num_shown += len(text) - 1
+            return text[:-1]
+        self._context, self._pending, self._num_shown = self._pending, [], 0
         return text
 
     def flush(self) -> str:
         """Returns the text that was held back; an incomplete character becomes U+FFFD."""
         text = self._pending_text()
-        self._context, self._pending = self._context + self._pending, []
+        self._context, self._pending, self._num_shown = self._context + self._pending, [], 0
         return text
 
     def _pending_text(self) -> str:
         known = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(known) :]
+        return self._tokenizer.decode(self._context + self._pending)[len(known) + self._num_shown :]
 
 
 class StopMatcher:
@@ -156,80 +223,3 @@ class StopMatcher:
 
     def _is_beginning(self, end: str) -> bool:
         return any(stop.startswith(end) for stop in self._stops)
-
-
-class ChatTemplate:
-    """A model's Jinja template, which turns messages into the text that the model was trained on.
-
-    It runs in a sandbox: it comes with the model, not from us.
-
-    Args:
-        source: The template.
-        bos_token: What the template knows as `bos_token`; None for a model without one.
-        eos_token: Likewise.
-
-    Raises:
-        UnsupportedModelError: if the template is none that Jinja reads.
-    """
-
-    def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise UnsupportedModelError(f"the model's chat template cannot be read: {error}") from None
-        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """Returns the prompt for a conversation.
-
-        Args:
-            messages: Each with "role" (system, user or assistant) and "content".
-            add_generation_prompt: Whether to end with the beginning of the assistant's answer.
-
-        Raises:
-            InvalidRequestError: if there is no message, a role is wrong, or the template refuses the conversation.
-        """
-        _check_messages(messages)
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise _invalid_messages(f"the model's chat template refuses these messages: {error}") from None
-
-
-def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
-    if not messages:
-        raise _invalid_messages("there are no messages; give at least one")
-    for index, message in enumerate(messages):
-        if (role := message.get("role")) not in ROLES:
-            raise _invalid_messages(f"messages[{index}] has role {role!r}; the roles are {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise _invalid_messages(f"messages[{index}] has no text as its content")
-
-
-def _invalid_messages(message: str) -> InvalidRequestError:
-    return InvalidRequestError(message, param="messages")
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Returns the environment that templates are written for."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)  # Jinja's own escapes HTML
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)

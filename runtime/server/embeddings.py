@@ -43,18 +43,11 @@ async def _embed(request: Request, model: str, inputs: list[list[int]]) -> Embed
 
 
 def _as_json(result: EmbedResult, model: str, *, is_base64: bool) -> str:
-    usage = EmbeddingUsage(
-        prompt_tokens=result.usage.prompt_tokens,
-        total_tokens=result.usage.prompt_tokens,
-        total_latency=result.usage.total_seconds,
-        queue_ms=result.usage.queue_seconds * 1000,
-        switch_ms=result.usage.switch_seconds * 1000,
-    )
     items = [
         EmbeddingItem(index=index, embedding=_base64(vector) if is_base64 else vector.tolist())
         for index, vector in enumerate(result.vectors)
     ]
-    return EmbeddingList(data=items, model=model, usage=usage).model_dump_json()
+    return EmbeddingList(data=items, model=model, usage=EmbeddingUsage.of(result.usage)).model_dump_json()
 
 
 def _base64(vector: Float[np.ndarray, " size"]) -> str:

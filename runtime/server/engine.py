@@ -9,7 +9,7 @@ from fastapi import Request
 
 from ...errors import InvalidRequestError, ModelNotFoundError
 from ..metrics import Metrics
-from ..request import EmbedResult, ModelStatus, Piece, SamplingParams
+from ..request import ClassifyResult, EmbedResult, ModelStatus, Piece, SamplingParams
 
 __all__ = ["Engine", "engine_of", "find_model", "require_capability"]
 
@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Returns the tokens of a text. Slow enough to be kept off the event loop."""
         ...
 
+    def tokenize_pair(self, model: str, first: str, second: str) -> list[int]:
+        """Returns the tokens of two texts in one sequence. Slow enough to be kept off the event loop."""
+        ...
+
     def generate_async(self, model: str, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Piece, None]:
         """Yields an answer piece by piece. Closing the generator cancels the request and frees what it holds.
 
@@ -61,6 +65,14 @@ class Engine(Protocol):
 
     async def embed_async(self, model: str, inputs: Sequence[Sequence[int]]) -> EmbedResult:
         """Returns the vectors of token lists. Cancellation stops the work.
+
+        Raises:
+            RequestError: if the request is not taken.
+        """
+        ...
+
+    async def classify_async(self, model: str, inputs: Sequence[list[int]]) -> ClassifyResult:
+        """Returns what a classifier says of token lists. Cancellation stops the work.
 
         Raises:
             RequestError: if the request is not taken.

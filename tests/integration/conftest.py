@@ -11,7 +11,7 @@ import pytest
 
 from plait.errors import ContextLengthError, ExecutionError, InvalidRequestError, ModelNotFoundError, QueueFullError
 from plait.runtime.metrics import Metrics
-from plait.runtime.request import EmbedResult, FinishReason, ModelStatus, Piece, SamplingParams, Usage
+from plait.runtime.request import ClassifyResult, EmbedResult, FinishReason, ModelStatus, Piece, SamplingParams, Usage
 from plait.runtime.server import Engine, create_app
 from plait.runtime.server.serve import listen, make_server
 
@@ -54,6 +54,8 @@ class EchoEngine:
         return (
             _status("chat", "hot", "chat", "completion", aliases=("assistant", "org/assistant")),
             _status("embed", "warm", "embedding"),
+            _status("guard", "cold", "classification"),
+            _status("rank", "cold", "score"),
         )
 
     def resolve(self, name: str) -> str:
@@ -120,6 +122,17 @@ class EchoEngine:
             self.num_active -= 1
         vectors = np.array([[len(tokens), tokens[0], 1 / 3] for tokens in inputs], np.float32)
         return EmbedResult(vectors, Usage(sum(map(len, inputs)), 0, 0.02, 0.01, 0.0, 0.5))
+
+    def tokenize_pair(self, model: str, first: str, second: str) -> list[int]:
+        return self.tokenize(model, f"{first}\0{second}")
+
+    async def classify_async(self, model: str, inputs: Sequence[Sequence[int]]) -> ClassifyResult:
+        """Gives each input a probability of 1 / its number of tokens; the "guard" has the opposite as a label too."""
+        result = await self.embed_async(model, inputs)
+        scores = 1 / result.vectors[:, :1]
+        if model == "rank":
+            return ClassifyResult(("LABEL_0",), scores, result.usage)
+        return ClassifyResult(("bad", "good"), np.concatenate([scores, 1 - scores], axis=1), result.usage)
 
     def is_ready(self) -> bool:
         return not self.is_draining

@@ -164,6 +164,10 @@ def test_a_client_that_leaves_ends_its_embedding(server_url, engine) -> None:
     assert_work_ends_with_its_client(server_url, engine, "/v1/embeddings", {"model": "embed", "input": "forever"})
 
 
+def test_a_client_that_leaves_ends_its_classification(server_url, engine) -> None:
+    assert_work_ends_with_its_client(server_url, engine, "/v1/classify", {"model": "guard", "input": "forever"})
+
+
 def assert_work_ends_with_its_client(server_url, engine, path, body) -> None:
     num_finished = engine.num_finished
 

@@ -7,11 +7,11 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from plait.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
+from plait.errors import CheckpointError, InvalidRequestError
 from plait.models.checkpoint import open_checkpoint
-from plait.runtime.tokenizer import ChatTemplate, Detokenizer, StopMatcher, Tokenizer
+from plait.runtime.tokenizer import Detokenizer, StopMatcher, Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -90,11 +90,97 @@ def test_flush_shows_a_character_that_was_never_finished():
     assert streamed(tokenizer, [first]) == ["", "\ufffd"]
 
 
+def test_what_is_no_character_is_shown_as_soon_as_it_cannot_become_one():
+    tokenizer = TOKENIZERS["byte-level"]
+    first, *_ = tokenizer.encode("😀", add_special_tokens=False)
+    assert streamed(tokenizer, [first] * 4) == ["", "\ufffd", "\ufffd", "\ufffd", "\ufffd"]
+
+
+def test_text_before_an_incomplete_character_is_shown_with_its_token():
+    tokenizer = TOKENIZERS["byte-level"]
+    [a], [first, *rest] = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", "€"))
+    assert tokenizer.decode([first, a, first]) == "\ufffda\ufffd"
+    assert streamed(tokenizer, [a, first, a, first, *rest]) == [
+        "a",
+        "",
+        "\ufffda",
+        "",
+        *[""] * (len(rest) - 1),
+        "€",
+        "",
+    ]
+
+
 def test_decoding_leaves_special_tokens_out():
     tokenizer = TOKENIZERS["byte-level"]
-    ids = tokenizer.encode("a<end>a", add_special_tokens=False)
-    assert len(ids) == 3
-    assert tokenizer.decode(ids) == "aa"
+    [a] = tokenizer.encode("a", add_special_tokens=False)
+    end = tokenizer.vocab_size - 1
+    assert tokenizer.is_special(end)
+    assert tokenizer.decode([a, end, a]) == "aa"
+
+
+def unigram() -> Tokenizer:
+    """Pieces by score, in which the text of a control token is the likeliest piece of all."""
+    pieces = [("<unk>", 0.0), ("<end>", 0.0), *((character, -5.0) for character in "<end>a▁")]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<unk>", "<end>"])
+    return Tokenizer(tokenizer.to_str())
+
+
+def word_piece() -> Tokenizer:
+    """Words, with special tokens of which one swallows the space before it, and which have no id in the model."""
+    vocab = {word: token_id for token_id, word in enumerate(["[UNK]", "<", "end", ">", "a", "[", "unk", "]"])}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[UNK]", AddedToken("<end>", lstrip=True)])
+    return Tokenizer(tokenizer.to_str())
+
+
+def whole_words() -> Tokenizer:
+    """A byte-level vocabulary that takes whole words before it looks at merges, and has a merge to a control token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: token_id for token_id, piece in enumerate([*letters, "en", "end", "stop"])}
+    model = models.BPE(vocab=vocab, merges=[("e", "n"), ("en", "d")], ignore_merges=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["end", "stop"])
+    return Tokenizer(tokenizer.to_str())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (TOKENIZERS["byte-level"], "a<end>a <end>"),
+        (TOKENIZERS["byte-fallback"], "a<end>a"),
+        (unigram(), "a <end>"),
+        (word_piece(), "a <end> [UNK]"),
+        (whole_words(), "end stop the end"),
+    ],
+    ids=["byte-level", "byte-fallback", "unigram", "word-piece", "whole-words"],
+)
+def test_special_tokens_in_a_text_stay_text(tokenizer: Tokenizer, text: str):
+    assert not any(tokenizer.is_special(token) for token in tokenizer.encode(text, add_special_tokens=False))
+    rendered = tokenizer.encode_rendered(text, tokenizer.quotation())
+    assert any(tokenizer.is_special(token) for token in rendered)
+
+
+@given(text=st.text(alphabet=st.sampled_from("<end> a€"), max_size=30) | st.just("<<end>end>"))
+def test_a_text_comes_back_whatever_it_spells(text: str):
+    tokenizer = TOKENIZERS["byte-level"]
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_merges_in_the_form_of_older_files_are_read():
+    contents = {
+        "added_tokens": [{"id": 3, "content": "<end>", "special": True, "normalized": False}],
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "<end>": 3}, "merges": ["a b"]},
+    }
+    for token in contents["added_tokens"]:
+        token.update(single_word=False, lstrip=False, rstrip=False)
+    assert Tokenizer(json.dumps(contents)).encode("ab", add_special_tokens=False) == [2]
 
 
 def test_junk_is_refused_as_a_tokenizer():
@@ -108,8 +194,11 @@ def test_smollm2_tokenizer_gives_the_reference_ids(smollm2: Path):
     cases = json.loads((GOLDEN / "reference_tokens.json").read_text(encoding="utf-8"))
     assert len(cases) >= 10
     for case in cases:
-        ids = tokenizer.encode(case["text"], add_special_tokens=True)
+        ids = tokenizer.encode_rendered(case["text"], tokenizer.quotation())
         assert ids == case["ids"], case["text"]
+        plain = tokenizer.encode(case["text"], add_special_tokens=True)
+        assert tokenizer.decode(plain) == case["text"]
+        assert plain == ids or any(tokenizer.is_special(token) for token in ids)
         assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
 
 
@@ -160,58 +249,3 @@ def test_an_empty_stop_is_refused():
     with pytest.raises(InvalidRequestError, match="stop string is empty") as raised:
         StopMatcher(("a", ""))
     assert raised.value.param == "stop"
-
-
-CHATML = (
-    "{% for m in messages %}\n<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}\n{{ 'A:' if add_generation_prompt }}"
-)
-
-
-def test_template_renders_with_block_lines_trimmed():
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
-    template = ChatTemplate(CHATML)
-    assert template.render(messages) == "<system>be brief\n<user>hi\nA:"
-    assert template.render(messages, add_generation_prompt=False) == "<system>be brief\n<user>hi\n"
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", "<s><b>é</s>"),
-        ("{{ messages | tojson }}", '[{"role": "user", "content": "<b>é"}]'),
-        ("{% for m in messages * 3 %}{% if loop.index > 2 %}{% break %}{% endif %}x{% endfor %}", "xx"),
-        ("{{ strftime_now('%Y') | length }}", "4"),
-    ],
-    ids=["tokens", "tojson", "break", "strftime"],
-)
-def test_template_has_what_models_expect(source: str, expected: str):
-    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
-    assert template.render([{"role": "user", "content": "<b>é"}]) == expected
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([], "there are no messages"),
-        ([{"role": "wizard", "content": "hi"}], "role 'wizard'; the roles are system, user, assistant"),
-        ([{"role": "user"}], r"messages\[0\] has no text"),
-        ([{"role": "assistant", "content": "hi"}], "refuses these messages: a user begins"),
-        ([{"role": "user", "content": "divide"}], "refuses these messages: .*division.* by zero"),
-        ([{"role": "user", "content": "escape"}], "refuses these messages: access to attribute '__class__'"),
-    ],
-    ids=["none", "role", "content", "raise", "arithmetic", "sandbox"],
-)
-def test_messages_that_cannot_be_rendered_are_refused(messages: list[dict[str, str]], message: str):
-    template = ChatTemplate(
-        "{% if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}"
-        "{% if messages[0].content == 'divide' %}{{ 1 // 0 }}{% endif %}"
-        "{% if messages[0].content == 'escape' %}{{ ''.__class__.__mro__ }}{% endif %}"
-    )
-    with pytest.raises(InvalidRequestError, match=message) as raised:
-        template.render(messages)
-    assert raised.value.param == "messages"
-
-
-def test_a_broken_template_is_refused():
-    with pytest.raises(UnsupportedModelError, match="chat template cannot be read"):
-        ChatTemplate("{% for %}")
