@@ -33,7 +33,8 @@ bench: $(STAMP)
 oracle:
 	$(PYTHON) -m venv .venv-oracle
 	.venv-oracle/bin/python -m pip install --quiet --editable '.[oracle]'
-	.venv-oracle/bin/python tests/oracle/make_references.py --output tests/golden
+	for script in references encoder_references decoder_references token_ids chat_templates; do \
+		.venv-oracle/bin/python tests/oracle/make_$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-oracle .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,8 +1,9 @@
-"""Ctrl-C at any moment: what Python's own handler makes of it is not enough here.
+"""Ctrl-C and SIGTERM at any moment: what Python's own handlers make of them is not enough here.
 
-It raises KeyboardInterrupt wherever the program is. In the middle of an import, native libraries turn that into an
-ImportError or a crash; in a destructor or a callback of the garbage collector it is printed and forgotten. During an
-import there is nothing to clean up yet, so the process ends at once; what would be forgotten is raised again.
+SIGTERM kills, and leaves temporary files and a hidden cursor behind: so, like Ctrl-C, it becomes an exception that is
+raised wherever the program is. In the middle of an import, native libraries turn that into an ImportError or a crash;
+in a destructor or a callback of the garbage collector it is printed and forgotten. During an import there is nothing to
+clean up yet, so the process ends at once; what would be forgotten is raised again.
 """
 
 from __future__ import annotations
@@ -16,44 +17,58 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["EXIT_CODE", "reliable_interrupts"]
+__all__ = ["TERMINATED", "Terminated", "exit_code", "reliable_interrupts"]
 
-EXIT_CODE = 130  # 128 + SIGINT, as shells have it
+TERMINATED = "ended by SIGTERM"
 _SHOW_CURSOR = "\x1b[?25h"  # which a progress bar has hidden
 _RETRY_SECONDS = 0.02  # until the destructor or callback has returned
 
 
+class Terminated(BaseException):
+    """SIGTERM came: no error, so nothing that catches errors catches it."""
+
+
+def exit_code(number: int) -> int:
+    """Returns the exit code of a process that a signal ended, as shells have it."""
+    return 128 + number
+
+
 @contextmanager
 def reliable_interrupts() -> Iterator[None]:
-    """Makes SIGINT in this block end an import at once, and raise KeyboardInterrupt anywhere else.
+    """Makes SIGINT and SIGTERM in this block end an import at once, and raise their exceptions anywhere else.
 
-    Does nothing where SIGINT is ignored, as in a background job of a script.
+    Does nothing about a signal that is ignored, as SIGINT is in a background job of a script.
     """
-    handler, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
-    if handler is not signal.default_int_handler:
-        yield
-        return
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = [number for number, handler in defaults.items() if signal.getsignal(number) is handler]
+    hook = sys.unraisablehook
 
     def unraisable(event: sys.UnraisableHookArgs) -> None:
-        if issubclass(event.exc_type, KeyboardInterrupt):
-            threading.Timer(_RETRY_SECONDS, _thread.interrupt_main).start()
+        if issubclass(event.exc_type, (KeyboardInterrupt, Terminated)):
+            number = signal.SIGTERM if issubclass(event.exc_type, Terminated) else signal.SIGINT
+            threading.Timer(_RETRY_SECONDS, _thread.interrupt_main, [number]).start()
         else:
             hook(event)
 
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in ours:
+        signal.signal(number, _interrupt)
     sys.unraisablehook = unraisable
     try:
         yield
     finally:
         sys.unraisablehook = hook
-        signal.signal(signal.SIGINT, handler)
+        for number in ours:
+            signal.signal(number, defaults[number])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _is_importing(frame):
-        if sys.stderr.isatty():
-            os.write(sys.stderr.fileno(), _SHOW_CURSOR.encode())
-        os._exit(EXIT_CODE)
+        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+        line = f"plait: {TERMINATED}\n" if number == signal.SIGTERM else ""
+        os.write(sys.stderr.fileno(), (cursor + line).encode())
+        os._exit(exit_code(number))
+    if number == signal.SIGTERM:
+        raise Terminated
     signal.default_int_handler(number, frame)
 
 

@@ -1,8 +1,9 @@
 """The command line: one app of all commands, and what becomes of their errors.
 
 What plait raises on purpose, and what is wrong about the arguments, is one line on standard error and exit code 2,
-never a traceback. Ctrl-C exits with 130, a reader that has gone away with 1, both without a word. Anything else is a
-defect of plait: one line and exit code 1, with the traceback after `plait --debug`.
+never a traceback. Ctrl-C exits with 130, a reader that has gone away with 1, both without a word; SIGTERM with 143 and
+a line, unless the command makes something of it. Anything else is a defect of plait: one line and exit code 1, with the
+traceback after `plait --debug`.
 
 JAX is imported by the commands that need it, not here: help and version come at once.
 """
@@ -10,6 +11,7 @@ JAX is imported by the commands that need it, not here: help and version come at
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,7 +25,8 @@ from .calibrate import calibrate
 from .chat import chat
 from .check import check
 from .compile import compile_
-from .interrupts import EXIT_CODE, reliable_interrupts
+from .convert import convert
+from .interrupts import TERMINATED, Terminated, exit_code, reliable_interrupts
 from .models import models
 from .pull import pull
 from .run import run as run_model
@@ -37,6 +40,7 @@ _COMMANDS = {
     "models": models,
     "targets": targets,
     "compile": compile_,
+    "convert": convert,
     "bundle": bundle,
     "check": check,
     "run": run_model,
@@ -100,7 +104,10 @@ def run() -> None:
     except BrokenPipeError:
         code = _close_stdout()
     except KeyboardInterrupt:
-        code = EXIT_CODE
+        code = exit_code(signal.SIGINT)
+    except Terminated:
+        _complain(TERMINATED)
+        code = exit_code(signal.SIGTERM)
     except Exception as error:
         if settings.debug:
             raise
@@ -111,7 +118,7 @@ def run() -> None:
 def _report(error: Exception) -> int:
     """Says in one line what went wrong and returns the exit code."""
     if isinstance(error, typer.Abort):
-        return EXIT_CODE
+        return exit_code(signal.SIGINT)
     if isinstance(error, typer.TyperException):  # a wrong option or argument
         _complain(f"{error.format_message()} (see --help)")
         return 2

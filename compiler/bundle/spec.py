@@ -14,14 +14,16 @@ import pydantic
 import yaml
 
 from ...errors import ConfigurationError
+from ...models.config import StoredForm
 from .manifest import Sampling
 
-__all__ = ["BudgetSpec", "BundleSpec", "ModelSpec", "parse_bytes", "read_spec"]
+__all__ = ["BudgetSpec", "BundleSpec", "ModelSpec", "WeightForm", "parse_bytes", "read_spec"]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # fit for a folder and for a URL
 
 Name: TypeAlias = Annotated[str, pydantic.StringConstraints(pattern=_NAME, max_length=64)]
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
+WeightForm: TypeAlias = Literal["dense", "stored"] | StoredForm
 
 _DTYPES: dict[str, Dtype] = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16"}
 
@@ -41,7 +43,8 @@ class ModelSpec(_Strict):
     """One model of the bundle file; None is the model's or plait's default."""
 
     source: str
-    dtype: Dtype = "float32"
+    dtype: Dtype = "float32"  # that the model is computed in
+    weights: WeightForm = "dense"  # how the products' weights are kept: in dtype, as in the source, or in another form
     sequence: Annotated[int, pydantic.Field(ge=16)] | None = None  # longest context, tokens
     batch: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None  # most sequences at once
     kv_tokens: Annotated[int, pydantic.Field(ge=16)] | None = None  # room of the KV pool, all sequences together

@@ -9,37 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pydantic
 import tokenizers
 from jaxtyping import Float
 
-from ...errors import CheckpointError
-from ..config import DecoderConfig, ModelConfig
+from ...errors import CheckpointError, UnsupportedModelError
+from ..config import EncoderConfig, Experts, ModelConfig
 from ..family import build
+from .recipes import Recipe, RecipeOf, TensorFiles, check_recipe, follow_recipe
 
-__all__ = ["Checkpoint", "TensorSource", "TokenizerContents", "assemble", "plain_tokenizer", "validated"]
+__all__ = [
+    "ORBAX_DESCRIPTION",
+    "Checkpoint",
+    "TokenizerContents",
+    "assemble",
+    "check_sizes",
+    "plain_tokenizer",
+    "refuse",
+    "validated",
+]
+
+ORBAX_DESCRIPTION = "model.json"  # a directory with this file is one that `orbax.py` wrote
 
 Fields = TypeVar("Fields", bound=pydantic.BaseModel)
-
-
-class TensorSource(Protocol):
-    """Memory-mapped tensors under plait's names."""
-
-    @property
-    def num_tensors(self) -> int:
-        """Number of tensors in the files, those that nobody asks for included."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape; raises CheckpointError if it is missing."""
-        ...
-
-    def read(self, name: str) -> Float[np.ndarray, ...]:
-        """Returns a tensor's values in f32."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,39 +59,62 @@ class Checkpoint:
     eos_token: str | None
     eos_token_ids: tuple[int, ...]  # any of them ends an answer
     max_sequence: int  # tokens of the longest sequence that the model is meant for
-    tensor_names: tuple[str, ...]  # dotted Flax paths, the parameters of `models.family.build`
-    source: TensorSource = field(repr=False)
+    path: Path
+    files: TensorFiles = field(repr=False)
+    recipes: Mapping[str, Recipe] = field(repr=False)  # of each parameter
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # of each parameter
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Dotted Flax paths of the parameters of `models.family.build(config.dense, …)`, in its order."""
+        return tuple(self.recipes)
 
     def read(self, name: str) -> Float[np.ndarray, ...]:
-        """Returns a tensor in f32, C-contiguous, in the shape of the model's parameter of that name.
+        """Returns a tensor in f32, C-contiguous, in the shape of the parameter of that name of the dense model.
 
-        Only this tensor is brought into memory; the file stays mapped as long as the checkpoint lives.
+        Only this tensor is brought into memory; the file stays mapped as long as the checkpoint lives. Weights of a
+        stored form are dequantized.
 
         Raises:
             CheckpointError: if the checkpoint has no tensor of that name or its bytes cannot be read.
         """
-        if name not in self.tensor_names:
+        if name not in self.recipes:
             raise CheckpointError(
                 f"the checkpoint has no tensor {name!r}; it has {', '.join(self.tensor_names[:3])}, …"
             )
-        return np.ascontiguousarray(self.source.read(name), dtype=np.float32)
+        return follow_recipe(self.path, name, self.recipes[name], self.shapes[name], self.files)
 
 
 def assemble(
-    path: Path, config: ModelConfig, tokenizer: TokenizerContents, *, max_sequence: int, source: TensorSource
+    path: Path,
+    config: ModelConfig,
+    tokenizer: TokenizerContents,
+    *,
+    max_sequence: int,
+    files: TensorFiles,
+    recipe_of: RecipeOf,
 ) -> Checkpoint:
     """Returns the checkpoint at `path`, its tensors checked against the model of its configuration.
+
+    Args:
+        path: The file or directory, as messages name it.
+        config: Of the model; the form in which its weights are stored is kept, but read away.
+        tokenizer: Of the model.
+        max_sequence: Tokens of the longest sequence that the model is meant for.
+        files: The tensors.
+        recipe_of: How each parameter of the dense model is made from them.
 
     Raises:
         CheckpointError: if the configuration contradicts itself, if a tensor is missing or has another shape than it
             says, or if the tokenizer has ids beyond the vocabulary.
     """
-    _check_sizes(path, config, source.num_tensors)
+    check_sizes(path, config)
+    _check_layers(path, config, len(files.names))
     _check_vocabulary(path, config, tokenizer)
-    parameters = build(config, np.float32).parameters
-    for name, parameter in parameters.items():
-        if (shape := source.shape(name)) != parameter.shape:
-            raise CheckpointError(f"{path}: {name!r} is {list(shape)}, its configuration wants {list(parameter.shape)}")
+    shapes = {name: tuple(leaf.shape) for name, leaf in build(config.dense, np.float32).parameters.items()}
+    recipes = {name: recipe_of(name, shape) for name, shape in shapes.items()}
+    for name, recipe in recipes.items():
+        check_recipe(path, name, recipe, files)
     return Checkpoint(
         config=config,
         tokenizer_json=tokenizer.json,
@@ -105,19 +123,45 @@ def assemble(
         eos_token=tokenizer.eos_token,
         eos_token_ids=tokenizer.eos_token_ids,
         max_sequence=max_sequence,
-        tensor_names=tuple(parameters),
-        source=source,
+        path=path,
+        files=files,
+        recipes=recipes,
+        shapes=shapes,
     )
 
 
-def _check_sizes(path: Path, config: ModelConfig, num_tensors: int) -> None:
-    """Refuses sizes that no shape of a tensor would give away."""
-    if isinstance(config, DecoderConfig):
-        is_divided = config.num_heads % config.num_kv_heads == 0 and config.head_size % 2 == 0
-    else:
-        is_divided = config.hidden_size % config.num_heads == 0
-    if not is_divided:
-        raise CheckpointError(f"{path}: its heads do not divide evenly: {config}")
+def check_sizes(path: Path, config: ModelConfig) -> None:
+    """Checks that the sizes of a model go together: what no shape of a tensor would give away.
+
+    Raises:
+        CheckpointError: naming those that don't.
+    """
+    if isinstance(config, EncoderConfig):
+        if config.hidden_size % config.num_heads:
+            raise CheckpointError(f"{path}: its heads do not divide evenly: {config}")
+        return
+    turning = config.head_size if config.latent is None else config.latent.rope_size
+    if config.num_heads % config.num_kv_heads or (config.rope is not None and turning % 2):
+        raise CheckpointError(
+            f"{path}: its heads do not divide evenly: {config.num_heads} heads over {config.num_kv_heads} of keys and "
+            f"values, {turning} values of each turn in pairs"
+        )
+    if config.experts is not None:
+        _check_experts(path, config.experts)
+
+
+def _check_experts(path: Path, experts: Experts) -> None:
+    per_group, rest = divmod(experts.num_experts, experts.num_groups)
+    if rest or not 0 < experts.groups_per_token <= experts.num_groups or (experts.num_groups > 1 and per_group < 2):
+        raise CheckpointError(
+            f"{path}: {experts.num_experts} experts in {experts.num_groups} groups, {experts.groups_per_token} of them "
+            "a token, do not divide evenly"
+        )
+    if not 0 < experts.experts_per_token <= (limit := per_group * experts.groups_per_token):
+        raise CheckpointError(f"{path}: {experts.experts_per_token} experts a token are not among {limit}")
+
+
+def _check_layers(path: Path, config: ModelConfig, num_tensors: int) -> None:
     if config.num_layers > num_tensors:  # before a model of damaged size is built
         raise CheckpointError(f"{path}: its configuration has {config.num_layers} layers, it has {num_tensors} tensors")
 
@@ -158,6 +202,21 @@ def validated(fields: type[Fields], data: Mapping[str, object] | bytes, what: Pa
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its contents"
         raise CheckpointError(f"{what}: {where}: {first['msg']}") from None
+
+
+def refuse(path: Path, unsupported: Mapping[str, bool], supported: str) -> None:
+    """Refuses a model that has any of the unsupported things.
+
+    Args:
+        path: The model's file or directory.
+        unsupported: Whether it has each of them.
+        supported: What would be taken instead.
+
+    Raises:
+        UnsupportedModelError: naming what it has.
+    """
+    if found := [what for what, is_there in unsupported.items() if is_there]:
+        raise UnsupportedModelError(f"{path}: {' and '.join(found)} not supported; supported: {supported}")
 
 
 def _one_line(error: Exception) -> str:

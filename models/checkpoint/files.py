@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import KeysView
+from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
-from ...errors import CheckpointError, UnsupportedModelError
+from ...errors import CheckpointError
 from .contents import Fields, validated
+from .recipes import Kind
 
 __all__ = ["SafetensorsFiles", "read_fields", "read_optional_fields", "read_text"]
 
-_DTYPES = ("F64", "F32", "F16", "BF16")
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "F8_E4M3": jnp.dtype(jnp.float8_e4m3fn),
+    "U8": np.dtype(np.uint8),
+}
+_KINDS: dict[str, Kind] = {
+    "F64": "float",
+    "F32": "float",
+    "F16": "float",
+    "BF16": "float",
+    "F8_E4M3": "fp8",
+    "U8": "uint8",
+}
 
 
 class _Index(BaseModel):
@@ -23,43 +41,59 @@ class _Index(BaseModel):
 
 
 class SafetensorsFiles:
-    """The tensors of mapped safetensors files under plait's names.
+    """The tensors of mapped safetensors files.
 
     Args:
         directory: Where `model.safetensors` or `model.safetensors.index.json` is.
-        names: From plait's name to those that the tensor may have in the files.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
     """
 
-    def __init__(self, directory: Path, names: Callable[[str], tuple[str, ...]]) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._names = names
-        self._files = {file: _open_safetensors(directory / file) for file in sorted(_file_names(directory))}
-        self._file_of = {tensor: file for file, handle in self._files.items() for tensor in handle.keys()}  # noqa: SIM118
+        self._tensors: dict[str, _Tensor] = {}
+        for file in sorted(_file_names(directory)):
+            self._tensors |= _map_safetensors(directory / file)
 
     @property
-    def num_tensors(self) -> int:
-        return len(self._file_of)
+    def names(self) -> KeysView[str]:
+        return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        original = self._original(name)
-        entry = self._files[self._file_of[original]].get_slice(original)
-        if (dtype := entry.get_dtype()) not in _DTYPES:
-            raise UnsupportedModelError(
-                f"{self._directory}: {original!r} is of type {dtype}, which is not supported; "
-                f"supported: {', '.join(_DTYPES)}"
-            )
-        return tuple(entry.get_shape())
+        return self._tensors[name].shape
 
-    def read(self, name: str) -> Float[np.ndarray, ...]:
-        original = self._original(name)
-        return self._files[self._file_of[original]].get_tensor(original).astype(np.float32, copy=False)
+    def kind(self, name: str) -> str:
+        dtype = self._tensors[name].dtype
+        return _KINDS.get(dtype, dtype)
 
-    def _original(self, name: str) -> str:
-        names = self._names(name)
-        for original in names:
-            if original in self._file_of:
-                return original
-        raise CheckpointError(f"{self._directory} has no tensor {' or '.join(names)}, which {name!r} is read from")
+    def read(self, name: str) -> np.ndarray:
+        values = self._tensors[name].values()
+        return values if values.dtype == np.uint8 else values.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: str  # as safetensors call it
+    shape: tuple[int, ...]
+    data: np.ndarray  # its mapped bytes
+
+    def values(self) -> np.ndarray:
+        return self.data.view(_DTYPES[self.dtype]).reshape(self.shape)
+
+
+def _map_safetensors(path: Path) -> dict[str, _Tensor]:
+    """Maps the tensors of a file. The library checks the file, but its arrays can't be of all types that files have."""
+    _check_safetensors(path)
+    mapped = np.memmap(path, np.uint8, mode="r")
+    begin = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+    header = json.loads(mapped[8:begin].tobytes())
+    return {
+        name: _Tensor(entry["dtype"], tuple(entry["shape"]), mapped[begin + first : begin + end])
+        for name, entry in header.items()
+        if name != "__metadata__"
+        for first, end in [entry["data_offsets"]]
+    }
 
 
 def _file_names(directory: Path) -> set[str]:
@@ -67,14 +101,15 @@ def _file_names(directory: Path) -> set[str]:
     if not index.exists():
         return {"model.safetensors"}
     files = set(read_fields(_Index, index).weight_map.values())
-    if outside := sorted(file for file in files if Path(file).name != file):
+    if outside := sorted(file for file in files if Path(file).name != file or not file.isprintable()):
         raise CheckpointError(f"{index} points outside its directory: {outside[0]!r}")
     return files
 
 
-def _open_safetensors(path: Path) -> safe_open:
+def _check_safetensors(path: Path) -> None:
     try:
-        return safe_open(path, framework="np")
+        with safe_open(path, framework="np"):
+            pass
     except (SafetensorError, OSError) as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise CheckpointError(f"{path} cannot be read: {reason}; fetch it again") from None

@@ -1,7 +1,8 @@
-"""The name of each tensor in plait, in GGUF files and in Hugging Face files.
+"""The name of each tensor in plait and in Hugging Face files.
 
 plait's name is the dotted Flax path, `layers.3.mlp.up.weight`. The tables give the original name of the module, `*`
-being the number of the layer; the last part, `weight` or `bias`, is the same everywhere but in old BERT norms.
+being the number of the layer; the last part, `weight` or `bias`, is the same everywhere. A parameter that is called
+otherwise has an entry of its own. The tables of the encoders are in `bert.py`, those of GGUF in `gguf_names.py`.
 """
 
 from __future__ import annotations
@@ -9,22 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-__all__ = ["BERT", "LLAMA", "LLAMA_GGUF", "original_name"]
-
-LLAMA_GGUF = {
-    "embedding": "token_embd",
-    "layers.*.attention_norm": "blk.*.attn_norm",
-    "layers.*.attention.query": "blk.*.attn_q",
-    "layers.*.attention.key": "blk.*.attn_k",
-    "layers.*.attention.value": "blk.*.attn_v",
-    "layers.*.attention.output": "blk.*.attn_output",
-    "layers.*.mlp_norm": "blk.*.ffn_norm",
-    "layers.*.mlp.gate": "blk.*.ffn_gate",
-    "layers.*.mlp.up": "blk.*.ffn_up",
-    "layers.*.mlp.down": "blk.*.ffn_down",
-    "norm": "output_norm",
-    "head": "output",
-}
+__all__ = ["DECODER_NAMES", "EXPERT_NAMES", "LLAMA", "original_name"]
 
 LLAMA = {
     "embedding": "model.embed_tokens",
@@ -40,24 +26,82 @@ LLAMA = {
     "norm": "model.norm",
     "head": "lm_head",
 }
-
-BERT = {  # without the prefix "bert." that models with a head carry
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.token_type": "embeddings.token_type_embeddings",
-    "embeddings.norm": "embeddings.LayerNorm",
-    "layers.*.query": "encoder.layer.*.attention.self.query",
-    "layers.*.key": "encoder.layer.*.attention.self.key",
-    "layers.*.value": "encoder.layer.*.attention.self.value",
-    "layers.*.attention_output": "encoder.layer.*.attention.output.dense",
-    "layers.*.attention_norm": "encoder.layer.*.attention.output.LayerNorm",
-    "layers.*.up": "encoder.layer.*.intermediate.dense",
-    "layers.*.down": "encoder.layer.*.output.dense",
-    "layers.*.output_norm": "encoder.layer.*.output.LayerNorm",
-    "head.transform": "cls.predictions.transform.dense",
-    "head.norm": "cls.predictions.transform.LayerNorm",
-    "head": "cls.predictions",
+_QK_NORM = LLAMA | {
+    "layers.*.attention.query_norm": "model.layers.*.self_attn.q_norm",
+    "layers.*.attention.key_norm": "model.layers.*.self_attn.k_norm",
 }
+_POST_NORMS = _QK_NORM | {
+    "layers.*.attention_post_norm": "model.layers.*.post_attention_layernorm",
+    "layers.*.mlp_norm": "model.layers.*.pre_feedforward_layernorm",
+    "layers.*.mlp_post_norm": "model.layers.*.post_feedforward_layernorm",
+}
+_DEEPSEEK = LLAMA | {
+    "layers.*.attention.query_down": "model.layers.*.self_attn.q_a_proj",
+    "layers.*.attention.query_norm": "model.layers.*.self_attn.q_a_layernorm",
+    "layers.*.attention.kv_down": "model.layers.*.self_attn.kv_a_proj_with_mqa",
+    "layers.*.attention.kv_norm": "model.layers.*.self_attn.kv_a_layernorm",
+    "layers.*.attention.kv": "model.layers.*.self_attn.kv_b_proj",
+    "layers.*.mlp.router": "model.layers.*.mlp.gate",
+    "layers.*.mlp.router.selection_bias": "model.layers.*.mlp.gate.e_score_correction_bias",
+    "layers.*.mlp.shared.gate": "model.layers.*.mlp.shared_experts.gate_proj",
+    "layers.*.mlp.shared.up": "model.layers.*.mlp.shared_experts.up_proj",
+    "layers.*.mlp.shared.down": "model.layers.*.mlp.shared_experts.down_proj",
+}
+# Products that the files have fused and plait has apart are under names of their own: qkv, gate_up.
+_PHI3 = LLAMA | {
+    "layers.*.attention.qkv": "model.layers.*.self_attn.qkv_proj",
+    "layers.*.mlp.gate_up": "model.layers.*.mlp.gate_up_proj",
+}
+_BLOOM = {
+    "layers.*.attention.qkv": "transformer.h.*.self_attention.query_key_value",
+    "embedding": "transformer.word_embeddings",
+    "embedding_norm": "transformer.word_embeddings_layernorm",
+    "layers.*.attention_norm": "transformer.h.*.input_layernorm",
+    "layers.*.attention.output": "transformer.h.*.self_attention.dense",
+    "layers.*.mlp_norm": "transformer.h.*.post_attention_layernorm",
+    "layers.*.mlp.up": "transformer.h.*.mlp.dense_h_to_4h",
+    "layers.*.mlp.down": "transformer.h.*.mlp.dense_4h_to_h",
+    "norm": "transformer.ln_f",
+    "head": "lm_head",
+}
+
+DECODER_NAMES: dict[str, Mapping[str, str]] = {
+    "llama": LLAMA,
+    "smollm3": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": _QK_NORM,
+    "gemma": LLAMA,
+    "gemma2": _POST_NORMS,
+    "gemma3": _POST_NORMS,
+    "phi3": _PHI3,
+    "mixtral": LLAMA | {"layers.*.mlp.router": "model.layers.*.block_sparse_moe.gate"},
+    "qwen3_moe": _QK_NORM | {"layers.*.mlp.router": "model.layers.*.mlp.gate"},
+    "gpt_oss": LLAMA
+    | {
+        "layers.*.attention.sinks": "model.layers.*.self_attn.sinks",
+        "layers.*.mlp.router": "model.layers.*.mlp.router",
+    },
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
+    "bloom": _BLOOM,
+    "falcon": _BLOOM,
+}
+"""By architecture; the experts' own weights are in the table below."""
+
+EXPERT_NAMES: dict[str, Mapping[str, str]] = {
+    "mixtral": {
+        "gate": "block_sparse_moe.experts.*.w1.weight",
+        "up": "block_sparse_moe.experts.*.w3.weight",
+        "down": "block_sparse_moe.experts.*.w2.weight",
+    },
+    "": {
+        "gate": "mlp.experts.*.gate_proj.weight",
+        "up": "mlp.experts.*.up_proj.weight",
+        "down": "mlp.experts.*.down_proj.weight",
+    },
+}
+"""Of a tensor of one expert, `*` being its number, within a layer, by architecture; "" for all others."""
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -69,8 +113,8 @@ def original_name(name: str, modules: Mapping[str, str]) -> str:
         name: Dotted Flax path of a parameter, e.g. "layers.3.mlp.up.weight".
         modules: One of the tables above.
     """
-    module, _, leaf = name.rpartition(".")
-    layer = _LAYER.search(module)
-    if layer is None:
-        return f"{modules[module]}.{leaf}"
-    return f"{modules[_LAYER.sub('.*.', module, count=1)].replace('*', layer[1])}.{leaf}"
+    layer = _LAYER.search(name)
+    general = name if layer is None else _LAYER.sub(".*.", name, count=1)
+    module, _, leaf = general.rpartition(".")
+    original = modules[general] if general in modules else f"{modules[module]}.{leaf}"
+    return original if layer is None else original.replace("*", layer[1], 1)

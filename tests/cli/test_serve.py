@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,18 @@ def test_it_says_where_it_is_serves_and_ends_with_a_signal(tiny_bundle: Path, nu
         process.wait()
     assert (process.returncode, output) == (0, "")
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 1.5])  # imports first, then programs
+def test_sigterm_while_it_loads_is_one_line(tiny_bundle: Path, seconds: float) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "serve", tiny_bundle, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    # On a slow machine Python itself may not be up yet, on a fast one it is serving already and ends as a server does.
+    assert (process.returncode, errors) in ((143, "plait: ended by SIGTERM\n"), (-signal.SIGTERM, ""), (0, ""))
 
 
 def test_a_taken_port_is_one_line_before_anything_is_loaded(plait, tiny_bundle: Path) -> None:
