@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from .config import DecoderConfig, Rope
+from .config import Activation, DecoderConfig, Rope
 from .layers import ACTIVATIONS, Linear, MakeParameter, RMSNorm, attention, rope, rope_options
 from .named_ops import Option
 
@@ -79,7 +79,7 @@ class FeedForward(nnx.Module):
         self.gate = Linear(hidden, intermediate_size, make, bias=bias, form=form) if config.is_gated else None
         self.up = Linear(hidden, intermediate_size, make, bias=bias, form=form)
         self.down = Linear(intermediate_size, hidden, make, bias=bias, form=form)
-        self.activation = config.activation
+        self.activation: Activation = config.activation
 
     def __call__(self, x: Array) -> Array:
         activate = ACTIVATIONS[self.activation]

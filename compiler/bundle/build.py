@@ -22,7 +22,7 @@ import numpy as np
 from ...errors import ConfigurationError
 from ...models import registry
 from ...models.checkpoint import Checkpoint, open_checkpoint
-from ...models.config import DecoderConfig
+from ...models.config import DecoderConfig, StoredForm
 from ...models.family import build
 from ...models.quantization import quantize
 from ..configuration import BLOCK_TOKENS, configurations
@@ -213,6 +213,7 @@ def _kv_plan(checkpoint: Checkpoint, spec: ModelSpec, sizes: _Sizes) -> KVPlan |
 
 def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: registry.Progress) -> None:
     specs = {name: (p.shape, np.dtype(p.dtype)) for name, p in build(checkpoint.config, dtype).parameters.items()}
+    form: StoredForm | None = checkpoint.config.stored_form if isinstance(checkpoint.config, DecoderConfig) else None
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         names = checkpoint.tensor_names
@@ -225,7 +226,6 @@ def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: regis
                 yield name, values.astype(specs[name][1])
         report(len(names), len(names))
 
-    form = checkpoint.config.stored_form if isinstance(checkpoint.config, DecoderConfig) else None
     write_weights(path, tensors(), specs)
 
 

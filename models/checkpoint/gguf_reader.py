@@ -73,7 +73,7 @@ def read_gguf(path: Path) -> tuple[dict[str, object], GGUFFiles]:
         CheckpointError: if a file is missing or damaged, or the path is that of another split than the first.
     """
     metadata, tensors = _read_file(path)
-    if metadata.get("split.count", 1) != 1:
+    if metadata.get("split.count", 0) not in (0, 1):  # 0 after splits were merged
         for other in _other_splits(path, metadata):
             for name, tensor in _read_file(other)[1].items():
                 if tensors.setdefault(name, tensor) is not tensor:

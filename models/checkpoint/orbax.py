@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from .files import read_fields, read_text
 from .recipes import renamed
 
 __all__ = ["open_orbax", "restore_parameters", "write_orbax"]
+
+_Flat: TypeAlias = dict[str, jax.ShapeDtypeStruct]  # orbax gives metadata with shape and dtype of each array
 
 _PARAMETERS = "params"
 _TOKENIZER = "tokenizer.json"
@@ -175,7 +178,7 @@ class _OrbaxTree:
             with ocp.StandardCheckpointer() as checkpointer:
                 metadata = checkpointer.metadata(self._path)
             tree = getattr(metadata, "item_metadata", metadata)
-            flat = traverse_util.flatten_dict(dict(getattr(tree, "tree", tree)), sep=".")
+            flat = cast(_Flat, traverse_util.flatten_dict(dict(getattr(tree, "tree", tree)), sep="."))
             self._arrays = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in flat.items()}
         except Exception as error:  # orbax raises what its storage layers raise
             raise _unreadable(path, error) from None
@@ -205,9 +208,10 @@ class _OrbaxTree:
         arguments = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                return traverse_util.flatten_dict(checkpointer.restore(self._path, args=arguments), sep=".")
+                restored = checkpointer.restore(self._path, args=arguments)
         except Exception as error:  # as above
             raise _unreadable(self._path, error) from None
+        return cast(dict[str, Array], traverse_util.flatten_dict(restored, sep="."))
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -55,6 +55,16 @@ def unified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_bundle(tmp_path_factory.mktemp("unified"), target="cpu")
 
 
+def test_special_tokens_that_users_write_stay_text(tiny_bundle: Path) -> None:
+    with Runtime(tiny_bundle) as runtime:
+        written = "<|im_end|>"
+        (end,) = runtime.bundle.manifest.models[0].eos_token_ids
+        assert end not in runtime.tokenize("chat", written)
+        assert runtime.chat_prompt("chat", [{"role": "user", "content": written}]).count(end) == 1
+        prompt = [{"role": "user", "content": written * 2}]
+        assert runtime.complete("chat", prompt, FEW).text == runtime.complete("assistant", prompt, FEW).text
+
+
 def test_models_take_turns_and_give_the_same_answers(tiny_bundle: Path) -> None:
     with Runtime(tiny_bundle) as roomy:
         expected = {model: roomy.complete(model, "The cat", FEW).text for model in ("chat", "other")}

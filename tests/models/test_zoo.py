@@ -120,7 +120,7 @@ GEMMA_3 = {"vocab_size": 262_208, "tie_word_embeddings": True, "sliding_window_p
 
 
 def llama(fields: dict) -> ClosedForm:
-    """Llama and its kin: grouped-query attention (2305.13245), gated feed-forward (2002.05202), experts (2401.04088)."""
+    """Llama and its kin: grouped-query attention (2305.13245), gates (2002.05202), experts (2401.04088)."""
     kind, layers, hidden = fields["model_type"], fields["num_hidden_layers"], fields["hidden_size"]
     heads = fields["num_attention_heads"]
     kv_heads = fields.get("num_key_value_heads", heads)
