@@ -29,7 +29,7 @@ __all__ = [
     "TierBudget",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -193,16 +193,17 @@ class Manifest:
         """Reads a manifest.
 
         Raises:
-            BundleVersionError: if it is in a newer format.
+            BundleVersionError: if it is in a newer or an older format.
             BundleIntegrityError: if it is no manifest at all, or not a well-formed one.
         """
         try:
             header = _HEADER.validate_json(text, strict=True)
         except pydantic.ValidationError:
             raise BundleIntegrityError("manifest.json is damaged: it is not a plait bundle manifest") from None
-        if header.version > FORMAT_VERSION:
+        if header.version != FORMAT_VERSION:
+            remedy = "upgrade plait" if header.version > FORMAT_VERSION else "bundle its models again"
             raise BundleVersionError(
-                f"bundle has format version {header.version}, this plait reads up to {FORMAT_VERSION}; upgrade plait"
+                f"bundle has format version {header.version}, this plait reads {FORMAT_VERSION}; {remedy}"
             )
         try:
             return _ADAPTER.validate_json(text, strict=True)

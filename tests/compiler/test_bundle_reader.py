@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plait.compiler.bundle.digests import CHUNK_BYTES
-from plait.compiler.bundle.manifest import FileEntry, KVPlan, Manifest
+from plait.compiler.bundle.manifest import FORMAT_VERSION, FileEntry, KVPlan, Manifest
 from plait.compiler.bundle.reader import MAX_MANIFEST_BYTES, Bundle, open_bundle
 from plait.compiler.bundle.writer import BundleWriter
 from plait.compiler.configuration import Configuration
@@ -79,10 +79,14 @@ def test_file_is_no_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path / "file")
 
 
-def test_newer_format_asks_for_an_upgrade(bundle_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("difference", "remedy"), [(1, "upgrade plait"), (-1, "bundle its models again")], ids=["newer", "older"]
+)
+def test_another_format_says_what_to_do(bundle_path: Path, difference: int, remedy: str) -> None:
     manifest = json.loads((bundle_path / "manifest.json").read_text())
-    (bundle_path / "manifest.json").write_text(json.dumps({**manifest, "version": 2, "new_field": 1}))
-    with pytest.raises(BundleVersionError, match="format version 2, this plait reads up to 1; upgrade plait"):
+    version = FORMAT_VERSION + difference
+    (bundle_path / "manifest.json").write_text(json.dumps({**manifest, "version": version, "new_field": 1}))
+    with pytest.raises(BundleVersionError, match=f"version {version}, this plait reads {FORMAT_VERSION}; {remedy}"):
         open_bundle(bundle_path)
 
 
