@@ -345,7 +345,6 @@ def test_impossible_model_is_refused(bundle_path: Path, model, message: str) -> 
         ({"traffic": {"chta": 1.0}}, "traffic names 'chta'"),
         ({"traffic": {"chat": -1.0}}, "traffic"),
         ({"traffic": {"chat": float("inf")}}, "traffic"),
-        ({"version": 0}, "version"),
         ({"surprise": 1}, "surprise"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoder_case import NUM_DECODE_TOKENS, PROMPT_LENGTHS
 from decoder_files import write_decoder
-from decoder_zoo import CASES, NUM_DECODE_TOKENS, PROMPT_LENGTHS
+from decoder_zoo import CASES
 
 from plait.models.checkpoint import Checkpoint, open_checkpoint
 from plait.models.config import DecoderConfig
@@ -80,13 +81,13 @@ def _distance(logits: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _check(source: tuple[str, str], directory: Path) -> None:
-    """Checks prefill in one piece and in chunks, and the steps after either, against the reference."""
+    """Checks prefill in chunks, of a directory also in one piece, and the steps after it, against the reference."""
     name, form = source
     path = write_decoder(CASES[name], directory, "saved") if form == "saved" else GOLDEN / f"{name}.{form}.gguf"
     reference, prefix = np.load(GOLDEN / f"{name}.npz"), "q8_0_" if form == "q8_0" else ""
     reader = Reader(open_checkpoint(path))
     prompts, given = _prompts(reference)
-    for chunk_tokens in (prompts.shape[1], CHUNK_TOKENS):
+    for chunk_tokens in (CHUNK_TOKENS, max(PROMPT_LENGTHS)) if form == "saved" else (CHUNK_TOKENS,):
         prefilled, cache = reader.prefill(prompts, chunk_tokens)
         decoded = reader.decode(given, np.array(PROMPT_LENGTHS), cache)
         for row, length in enumerate(PROMPT_LENGTHS):
@@ -158,6 +159,11 @@ def test_qwen3_moe_vs_reference(source: tuple[str, str], tmp_path: Path):
 
 @_of_family("gpt_oss")
 def test_gpt_oss_vs_reference(source: tuple[str, str], tmp_path: Path):
+    _check(source, tmp_path)
+
+
+@_of_family("deepseek_v2")
+def test_deepseek_v2_vs_reference(source: tuple[str, str], tmp_path: Path):
     _check(source, tmp_path)
 
 

@@ -1,7 +1,7 @@
 """Writes the reference outputs of the tiny decoders: transformers on torch in f32, and llama.cpp's GGUF files.
 
 Run by hand in the environment that `make oracle` sets up; nothing else needs torch. Writes, into
-`tests/golden/decoders`, for each case of `tests/models/decoder_zoo.py`:
+`tests/golden/decoders`, for each case of `tests/decoder_zoo.py`:
 
     CASE.npz          prompts, the logits after them and at eight steps through the cache: what `references` returns
     CASE.TYPE.gguf    the same weights as llama.cpp's converter writes them; with --llama-cpp only
@@ -13,7 +13,7 @@ and must get the same logits from it, but for FP8: version 5.23 takes rows / sca
 is wrong where the last block is not whole. Configuration and names of tensors must equal what transformers saves. The
 converter reads the published form; it is that of a llama.cpp checkout (as in the source distribution of
 llama-cpp-python 0.3.36), unchanged but for the tokenizer: it knows no hash of a tiny one's, and so is told that all
-are byte-level with the pre-tokenizer "gpt-2".
+are byte-level with the pre-tokenizer "gpt-2". It imports sentencepiece, which `make oracle` doesn't install.
 
     .venv-oracle/bin/python tests/oracle/make_decoder_references.py [--llama-cpp CHECKOUT] [CASE ...]
 """
@@ -37,9 +37,10 @@ import torch
 import transformers
 from safetensors import safe_open
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from decoder_case import NUM_DECODE_TOKENS, PROMPT_LENGTHS, DecoderCase
 from decoder_files import decoder_tokens, write_decoder
-from decoder_zoo import CASES, NUM_DECODE_TOKENS, PROMPT_LENGTHS, DecoderCase
+from decoder_zoo import CASES
 
 SMALLEST_MARGIN = 1e-3  # between the last expert or group that a token goes to and the next
 LARGEST_DISAGREEMENT = 2e-5  # of transformers with itself, by max|difference| / max|reference|
@@ -176,21 +177,22 @@ def _distance(values: np.ndarray, reference: np.ndarray) -> float:
 def _margins(model: transformers.PreTrainedModel) -> Iterator[list[float]]:
     """Collects each router's smallest distance between what a token goes to and the best that it does not.
 
-    Softmax routers are measured in logits, for their order is that of the logits; DeepSeek's in what it sorts by:
-    sums of two sigmoids plus biases for groups, sigmoids plus biases for the experts of the groups that are left.
+    Softmax routers are measured in logits, for their order is that of the logits; DeepSeek-V3's in what it sorts by:
+    sigmoids plus biases, and for groups the sums of their two best.
     """
     margins: list[float] = []
 
     def measure(router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
         scores = outputs[0].detach().reshape(-1, router.num_experts)
-        if hasattr(router, "e_score_correction_bias"):
+        has_bias = hasattr(router, "e_score_correction_bias")
+        if has_bias:
             scores = scores.sigmoid() + router.e_score_correction_bias
+        if getattr(router, "topk_group", None) and router.topk_group < router.num_group:
             groups = scores.reshape(len(scores), router.num_group, -1)
-            if router.topk_group < router.num_group:
-                sums = groups.topk(2).values.sum(-1)
-                margins.append(_gap(sums, router.topk_group))
-                last = sums.topk(router.topk_group).values[:, -1:]
-                scores = groups.masked_fill((sums < last)[:, :, None], -torch.inf).flatten(1)
+            best = groups.topk(2 if has_bias else 1).values.sum(-1)
+            margins.append(_gap(best, router.topk_group))
+            last = best.topk(router.topk_group).values[:, -1:]
+            scores = groups.masked_fill((best < last)[:, :, None], -torch.inf).flatten(1)
         margins.append(_gap(scores, router.top_k))
 
     hooks = [

@@ -14,10 +14,9 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
-__all__ = ["Config", "Json", "Shapes", "block_fp8", "block_mxfp4", "draw", "shapes_of"]
+__all__ = ["Config", "Shapes", "block_fp8", "block_mxfp4", "draw", "shapes_of"]
 
-Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
-Config: TypeAlias = dict[str, Json]
+Config: TypeAlias = dict[str, object]  # a config.json
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
@@ -150,7 +149,9 @@ def _gpt_oss(config: Config) -> Shapes:
 def _deepseek(config: Config) -> Shapes:
     hidden, experts = _int(config, "hidden_size"), _int(config, "n_routed_experts")
     size = _int(config, "moe_intermediate_size")
-    shapes = _linear("mlp.gate", experts, hidden) | {"mlp.gate.e_score_correction_bias": (experts,)}
+    shapes = _linear("mlp.gate", experts, hidden)
+    if config["model_type"] == "deepseek_v3":
+        shapes["mlp.gate.e_score_correction_bias"] = (experts,)
     for index in range(experts):
         shapes |= _gated(f"mlp.experts.{index}", hidden, size)
     return shapes | _gated("mlp.shared_experts", hidden, size * _int(config, "n_shared_experts"))
@@ -158,20 +159,25 @@ def _deepseek(config: Config) -> Shapes:
 
 def _is_dense(config: Config, index: int) -> bool:
     """Tells whether a layer of a mixture of experts has a plain feed-forward."""
-    if config["model_type"] == "deepseek_v3":
+    if "first_k_dense_replace" in config:
         return index < _int(config, "first_k_dense_replace")
     dense = config["mlp_only_layers"]
     assert isinstance(dense, list)
     return index in dense or (index + 1) % _int(config, "decoder_sparse_step") != 0
 
 
-_HAS_DENSE_LAYERS = ("qwen3_moe", "deepseek_v3")
-_ATTENTION: dict[str, Callable[[Config], Shapes]] = {"phi3": _fused_attention, "deepseek_v3": _latent_attention}
+_HAS_DENSE_LAYERS = ("qwen3_moe", "deepseek_v2", "deepseek_v3")
+_ATTENTION: dict[str, Callable[[Config], Shapes]] = {
+    "phi3": _fused_attention,
+    "deepseek_v2": _latent_attention,
+    "deepseek_v3": _latent_attention,
+}
 _FEED_FORWARD: dict[str, Callable[[Config], Shapes]] = {
     "phi3": _fused_dense,
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
     "gpt_oss": _gpt_oss,
+    "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
 }
 
@@ -216,6 +222,7 @@ def _falcon(config: Config) -> Shapes:
 # Deviations by name, the first pattern that matches. A gain is divided by the square root of the number of inputs.
 # Attention and routers are far from uniform, and gpt-oss's experts reach their clamp.
 _NORM = re.compile(r"(norm|ln_f|ln_attn|ln_mlp)\.weight$")
+_DOWN = re.compile(r"mlp\.(down_proj|dense_4h_to_h)\.weight$")
 _FIXED = (
     (re.compile(r"sinks$"), 1.0),
     (re.compile(r"bias$"), 0.3),
@@ -230,26 +237,33 @@ _GAINS = (
 )
 
 
-def draw(key: str, shapes: Mapping[str, tuple[int, ...]], *, norm_mean: float) -> dict[str, np.ndarray]:
+def draw(
+    key: str, shapes: Mapping[str, tuple[int, ...]], *, norm_mean: float = 1.0, down_gain: float = 1.0
+) -> dict[str, np.ndarray]:
     """Returns values for all tensors: each from a generator of its own, seeded with key and name.
 
     Args:
         key: The case, and the number of the draw.
         shapes: Shapes by name.
         norm_mean: Mean of the norms' weights: 1, or 0 where the model adds 1 to them.
+        down_gain: Gain of the last product of feed-forwards.
     """
-    return {name: _values(f"{key}/{name}", name, shape, norm_mean) for name, shape in shapes.items()}
+    drawn = {}
+    for name, shape in shapes.items():
+        values = _values(f"{key}/{name}", name, shape, norm_mean)
+        drawn[name] = _round(values * down_gain if _DOWN.search(name) else values)
+    return drawn
 
 
 def _values(seed: str, name: str, shape: tuple[int, ...], norm_mean: float) -> np.ndarray:
     generator = np.random.RandomState(zlib.crc32(seed.encode()))  # the old generator: its stream is never changed
     noise = generator.standard_normal(shape)
     if _NORM.search(name):
-        return _round(norm_mean + 0.2 * noise)
+        return norm_mean + 0.2 * noise
     if (deviation := _first(_FIXED, name)) is not None:
-        return _round(deviation * noise)
+        return deviation * noise
     num_inputs = shape[1] if len(shape) > 1 else 1  # experts of gpt-oss are [experts, inputs, outputs]
-    return _round((_first(_GAINS, name) or 1.0) * num_inputs**-0.5 * noise)
+    return (_first(_GAINS, name) or 1.0) * num_inputs**-0.5 * noise
 
 
 def _first(rules: Iterable[tuple[re.Pattern[str], float]], name: str) -> float | None:

@@ -16,8 +16,8 @@ from typing import Literal, TypeAlias
 import ml_dtypes
 import numpy as np
 import tokenizers
+from decoder_case import NUM_DECODE_TOKENS, VOCAB_SIZE, DecoderCase
 from decoder_weights import Config, block_fp8, block_mxfp4, draw, shapes_of
-from decoder_zoo import NUM_DECODE_TOKENS, VOCAB_SIZE, DecoderCase
 from safetensors.numpy import save_file
 from tokenizers import decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -65,7 +65,7 @@ def decoder_tokens(case: DecoderCase, num_prompt_tokens: int) -> np.ndarray:
 
 
 def _drawn(case: DecoderCase) -> dict[str, np.ndarray]:
-    return draw(f"{case.name}/{case.draw}", shapes_of(case.config), norm_mean=case.norm_mean)
+    return draw(f"{case.name}/{case.draw}", shapes_of(case.config), norm_mean=case.norm_mean, down_gain=case.down_gain)
 
 
 def _saved(case: DecoderCase) -> dict[str, np.ndarray]:
@@ -83,7 +83,7 @@ def _dequantized(case: DecoderCase, name: str, values: np.ndarray) -> np.ndarray
 
 def _published(case: DecoderCase) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
-    extra = draw(case.name, case.published_extra, norm_mean=1.0)
+    extra = draw(case.name, case.published_extra)
     for name, values in (_drawn(case) | extra).items():
         if case.quantization == "fp8" and _FP8_MATRIX.search(name):
             tensors[name], tensors[f"{name}_scale_inv"], _ = block_fp8(values)
