@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..errors import ConfigurationError
 from .options import Json
-from .output import format_bytes, format_flops, format_seconds, print_facts, print_json, progress_bars
+from .output import format_bytes, format_count, format_flops, format_seconds, print_facts, print_json, progress_bars
 
 if TYPE_CHECKING:
-    from ..compiler.pipeline import Compilation
+    from ..compiler.configuration import Phase
+    from ..compiler.memory import MemoryPlan
+    from ..compiler.pipeline import Compilation, Stage
+    from ..compiler.train import Optimizer, Training
 
 __all__ = ["compile_"]
 
@@ -21,9 +25,15 @@ _DEFAULT_SEQUENCE = 2048  # tokens, if the model has so many positions
 
 
 def compile_(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Named model, .gguf file or model directory.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A name of `plait models`, hf:ORG/NAME, a config.json or its directory, a .gguf file.",
+        ),
+    ],
     phase: Annotated[
-        Literal["prefill", "decode", "embed"] | None,
+        Literal["prefill", "decode", "train", "embed"] | None,
         typer.Option(help="By default decode for a decoder, embed for an encoder."),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Sequences at once.")] = 1,
@@ -33,37 +43,58 @@ def compile_(
     new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens of a prefill step; the whole sequence by default.")
     ] = None,
-    dtype: Annotated[Literal["f32", "bf16"], typer.Option(help="Of weights and KV cache.")] = "f32",
+    dtype: Annotated[
+        Literal["f32", "bf16"] | None,
+        typer.Option(
+            help="Of products, KV cache and dense weights; bf16 by default if the model was published in 16 bits."
+        ),
+    ] = None,
+    weights: Annotated[
+        Literal["stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0"],
+        typer.Option(help="Form of the layers' weights; by default as the model stores them."),
+    ] = "stored",
+    optimizer: Annotated[
+        Literal["adamw", "sgd", "adafactor", "lion"] | None, typer.Option(help="Of phase train; adamw by default.")
+    ] = None,
+    remat: Annotated[
+        bool, typer.Option("--remat", help="In phase train, compute each layer again for its gradient.")
+    ] = False,
     target: Annotated[str, typer.Option(metavar="NAME|FILE", help="A target, or the path of a TOML file.")] = "cpu",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Save plan, graph and program here.")
     ] = None,
     stop_after: Annotated[
-        Literal["trace", "plan_memory", "partition", "lower"], typer.Option(help="Last stage to run.")
-    ] = "lower",
+        Literal["trace", "plan_memory", "partition", "lower"] | None,
+        typer.Option(help="Last stage to run; partition by default, lower with -o."),
+    ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="Print every operation too.")] = False,
     json: Json = False,
 ) -> None:
     """Plan one model in one configuration.
 
-    It is traced, planned and lowered from its shapes alone: no weights are read.
+    It is traced and planned from its shapes alone: no weights are read, and models of the zoo have none.
 
     \b
-    plait compile smollm2-135m --phase decode --batch 8 --dtype bf16
     plait compile smollm2-135m --phase prefill --new-tokens 64 --graph
-    plait compile ./my-model --stop-after plan_memory --json
+    plait compile deepseek-r1 --phase decode --batch 8 --sequence 8192
+    plait compile llama-3.1-70b --weights q4_0 --json
+    plait compile llama-3.1-405b --phase train --sequence 4096 --remat
+    plait compile ./my-model/config.json -o plan
     """
-    from ..compiler.pipeline import STAGES, compile_model, configuration_for, read_model_config
+    from ..compiler.pipeline import STAGES, compile_model, configuration_for
+    from ..compiler.subject import read_subject, with_weights
     from ..compiler.target import load_target
     from ..models.config import DecoderConfig
 
     machine = load_target(target)
+    last: Stage = stop_after or ("partition" if output is None else "lower")
     with progress_bars() as bars:
-        model = read_model_config(
+        subject = read_subject(
             source,
             base=Path(),
             progress=lambda done, total: bars.update(f"pull {source}", done, total, are_bytes=True),
         )
+        model = with_weights(subject.config, weights)
         configuration = configuration_for(
             model,
             phase=phase or ("decode" if isinstance(model, DecoderConfig) else "embed"),
@@ -74,10 +105,11 @@ def compile_(
         compilation = compile_model(
             model,
             configuration,
-            dtype=_DTYPES[dtype],
+            dtype=_DTYPES[dtype] if dtype else subject.dtype,
             target=machine,
-            stop_after=stop_after,
-            progress=lambda stage: bars.update("compile", STAGES.index(stage), STAGES.index(stop_after) + 1),
+            training=_training(configuration.phase, optimizer, remat=remat),
+            stop_after=last,
+            progress=lambda stage: bars.update("compile", STAGES.index(stage), STAGES.index(last) + 1),
         )
     files = [] if output is None else compilation.save(output)
     if json:
@@ -88,23 +120,38 @@ def compile_(
         return
     if graph:
         print(compilation.traced.graph.as_text())
-    print_facts(_facts(compilation, dtype))
+    print_facts(_facts(compilation))
     if files:
         print(f"\nsaved to {output}: {', '.join(file.name for file in files)}")
 
 
-def _facts(compilation: Compilation, dtype: str) -> list[tuple[str, str]]:
+def _training(phase: Phase, optimizer: Optimizer | None, *, remat: bool) -> Training | None:
+    from ..compiler.train import Training
+
+    if phase == "train":
+        return Training(optimizer=optimizer or "adamw", rematerializes=remat)
+    if optimizer is not None or remat:
+        raise ConfigurationError(f"--optimizer and --remat are for phase train, not {phase}")
+    return None
+
+
+def _facts(compilation: Compilation) -> list[tuple[str, str]]:
+    sizes = compilation.sizes
+    dtype = {long: short for short, long in _DTYPES.items()}[compilation.dtype]
     graph, memory, cost, plan = compilation.traced.graph, compilation.memory, compilation.cost, compilation.partition
     estimate = " (an estimate: a loop or branch depends on data)" if graph.is_estimate else ""
+    share = compilation.attention_flops_per_token / max(compilation.flops_per_token, 1)
     facts = [
         ("configuration", f"{compilation.configuration.id} {dtype} on {compilation.target.name}"),
+        ("parameters", f"{format_count(sizes.parameters)}, {format_count(sizes.active_parameters)} active"),
         ("operations", f"{len(graph.operations)}"),
         ("FLOPs", f"{format_flops(graph.flops)} a step{estimate}"),
-        ("weights", format_bytes(graph.parameter_bytes)),
+        ("FLOPs a token", f"{format_flops(compilation.flops_per_token)} in products, {share:.1%} of it attention"),
+        ("weights", f"{format_bytes(graph.parameter_bytes)}, a step reads {format_bytes(graph.parameter_bytes_read)}"),
     ]
     if memory is not None:
         facts += [
-            ("KV cache", format_bytes(memory.cache_bytes)),
+            *_held(compilation, memory),
             ("inputs, results", format_bytes(memory.input_bytes + memory.constant_bytes + memory.output_bytes)),
             ("temporaries", f"{format_bytes(memory.temporary_bytes)}, most at {memory.peak_name or 'no operation'}"),
             ("all memory", format_bytes(memory.total_bytes)),
@@ -119,3 +166,11 @@ def _facts(compilation: Compilation, dtype: str) -> list[tuple[str, str]]:
     if compilation.program is not None:
         facts.append(("program", format_bytes(len(compilation.program.to_bytes()))))
     return facts
+
+
+def _held(compilation: Compilation, memory: MemoryPlan) -> list[tuple[str, str]]:
+    """Says what a step keeps besides the weights: the KV cache, or in training the optimizer's state."""
+    if compilation.training is not None:
+        return [("optimizer", f"{compilation.training.optimizer}, {format_bytes(memory.state_bytes)} of state")]
+    per_token = format_bytes(compilation.sizes.kv_bytes_per_token)
+    return [("KV cache", f"{format_bytes(memory.cache_bytes)}, {per_token} a token")]

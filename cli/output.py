@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bars",
     "format_bytes",
+    "format_count",
     "format_flops",
     "format_seconds",
     "note",
@@ -90,13 +91,22 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def format_count(count: float) -> str:
+    """Returns a number in thousands (k), millions (M), billions (B) or trillions (T)."""
+    for suffix in ("", "k", "M", "B"):
+        if abs(count) < 1000:
+            return f"{count:.4g}{suffix}"
+        count /= 1000
+    return f"{count:.4g}T"
+
+
 def format_flops(flops: float) -> str:
     """Returns a number of floating-point operations with a decimal prefix."""
-    for prefix in ("", "k", "M", "G", "T"):
+    for prefix in ("", "k", "M", "G", "T", "P"):
         if abs(flops) < 1000:
             return f"{flops:.3g} {prefix}FLOP"
         flops /= 1000
-    return f"{flops:.3g} PFLOP"
+    return f"{flops:.3g} EFLOP"
 
 
 class Bars:

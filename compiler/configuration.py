@@ -15,7 +15,7 @@ from ..models.config import DecoderConfig, ModelConfig
 
 __all__ = ["BLOCK_TOKENS", "Configuration", "Phase", "configurations", "ladder"]
 
-Phase: TypeAlias = Literal["prefill", "decode", "embed"]
+Phase: TypeAlias = Literal["prefill", "decode", "embed", "train"]
 
 BLOCK_TOKENS = 16  # tokens of one KV block
 PREFILL_CHUNKS = (16, 64)  # new tokens of a prefill step; a longer prompt takes several

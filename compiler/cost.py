@@ -2,13 +2,16 @@
 
 A step takes at least as long as its FLOPs at the target's peak, and at least as long as its bytes at the memory's
 bandwidth; the larger of the two and the launch make the estimate. Bytes here are those that must move even if every
-op is fused: weights, caches, inputs and results, once each. So the estimate is a lower bound as well.
+op is fused: what the step looks at of weights, caches, optimizer state and inputs, its results, and what it overwrites
+of weights and optimizer state, once each. Of experts those that can be chosen are read, of an embedding the rows of
+the step's tokens. So the estimate is a lower bound as well.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .graph import Graph
 from .memory import MemoryPlan
 from .target import Target
 
@@ -37,20 +40,20 @@ class StepCost:
         return max(terms, key=lambda name: terms[name])
 
 
-def step_cost(flops: int, memory: MemoryPlan, dtype: str, target: Target) -> StepCost:
+def step_cost(graph: Graph, memory: MemoryPlan, dtype: str, target: Target) -> StepCost:
     """Returns the cost of one step on one device of a target.
 
     Args:
-        flops: Of the step.
+        graph: The step.
         memory: Its memory plan.
-        dtype: Of the weights, which decides the peak.
+        dtype: That products are computed in, which decides the peak; weights may be stored in fewer bits.
         target: The machine.
     """
     peaks = target.compute.flops_per_s
     peak = peaks.get(_SHORT_NAMES.get(dtype, dtype), min(peaks.values()))
-    moved = memory.parameter_bytes + memory.cache_bytes + memory.input_bytes + memory.output_bytes
+    moved = sum(graph.input_bytes_read) + memory.constant_bytes + memory.output_bytes + memory.rewritten_bytes
     return StepCost(
-        compute_seconds=flops / peak,
+        compute_seconds=graph.flops / peak,
         memory_seconds=moved / target.tiers["hbm"].bandwidth_bytes_per_s,
         launch_seconds=target.compute.launch_seconds,
     )

@@ -1,9 +1,10 @@
-"""The memory plan of one graph: bytes of weights, caches, inputs, results and temporaries.
+"""The memory plan of one graph: bytes of weights, optimizer state, caches, inputs, results and temporaries.
 
 Comes in: a graph. Goes out: a `MemoryPlan`. An intermediate is live from the operation that makes it up to, not
 including, the operation after its last use: the half-open range [made, last use + 1). Buffers, not values, are
-counted: a view is its operand's buffer, and an update (a new token's keys in a cache) is written into its operand's
-buffer if the buffer is a cache's or an intermediate's and nothing reads the old content afterwards; else it is a copy.
+counted: a view is its operand's buffer, and an update (a new token's keys in a cache, a weight in training) is written
+into its operand's buffer if nothing reads the old content afterwards and the buffer is no input's and no constant's;
+else it is a copy.
 Inside a named op nothing is counted, its internals stay on chip. A loop adds what its body needs at its own peak, the
 new state included, which exists beside the old; a branch writes its results where the operation's results are.
 
@@ -27,6 +28,7 @@ from .trace import Traced
 __all__ = ["LiveValue", "MemoryPlan", "plan_memory"]
 
 _NUM_LARGEST = 5
+_KEPT: tuple[ValueKind, ...] = ("parameter", "state", "cache")  # what a step is given to update
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -51,10 +53,12 @@ class MemoryPlan:
 
     name: str  # of the graph
     parameter_bytes: int
+    state_bytes: int  # of an optimizer
     cache_bytes: int
     input_bytes: int
     constant_bytes: int
-    output_bytes: int  # results that are not caches written in place
+    output_bytes: int  # results that are not parameters, state or caches updated in place
+    rewritten_bytes: int  # parameters and state that are updated in place; counted above already
     temporary_bytes: int  # most bytes of intermediates that are live at once; results are not among them
     peak_operation: int | None  # id of the first operation at which that is so; None if there are no operations
     peak_name: str  # and its name
@@ -63,12 +67,12 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        held = self.parameter_bytes + self.cache_bytes + self.input_bytes + self.constant_bytes
+        held = self.parameter_bytes + self.state_bytes + self.cache_bytes + self.input_bytes + self.constant_bytes
         return held + self.output_bytes + self.temporary_bytes
 
     def as_text(self) -> str:
         """Returns a table of the bytes, and what is live at the peak."""
-        kinds = ("parameter", "cache", "input", "constant", "output", "temporary", "total")
+        kinds = ("parameter", "state", "cache", "input", "constant", "output", "temporary", "total")
         lines = [f"{kind:<10} {getattr(self, f'{kind}_bytes'):>20,} bytes" for kind in kinds]
         if self.peak_operation is not None:
             lines.append(f"temporaries peak at operation {self.peak_operation} ({self.peak_name}):")
@@ -109,6 +113,9 @@ def plan_memory(traced: Traced | Graph) -> MemoryPlan:
     owners = _owners(graph)
     results = {owners[value] for value in graph.outputs}
     ranges = {buffer: span for buffer, span in _live_ranges(graph, owners).items() if buffer not in results}
+    returned = Counter[ValueKind]()
+    for value in graph.outputs:
+        returned[graph.values[owners[value]].kind] += graph.values[value].bytes
     loads = _loads(graph, ranges)
     peak = loads.index(max(loads)) if loads else None
     given = [*(graph.values[value] for value in graph.inputs), *(v for v in graph.values if v.kind == "constant")]
@@ -118,12 +125,12 @@ def plan_memory(traced: Traced | Graph) -> MemoryPlan:
     return MemoryPlan(
         name=graph.name,
         parameter_bytes=by_kind["parameter"],
+        state_bytes=by_kind["state"],
         cache_bytes=by_kind["cache"],
         input_bytes=by_kind["input"],
         constant_bytes=by_kind["constant"],
-        output_bytes=sum(
-            graph.values[value].bytes for value in graph.outputs if graph.values[owners[value]].kind != "cache"
-        ),
+        output_bytes=sum(num_bytes for kind, num_bytes in returned.items() if kind not in _KEPT),
+        rewritten_bytes=returned["parameter"] + returned["state"],
         temporary_bytes=max(loads, default=0),
         peak_operation=peak,
         peak_name="" if peak is None else graph.operations[peak].name,
@@ -140,7 +147,8 @@ def _owners(graph: Graph) -> list[int]:
         pairs = [(operation.outputs[0], operation.inputs[0])] if operation.is_view else operation.updates
         for output, operand in pairs:
             owner = owners[operand]
-            is_writable = graph.values[owner].kind in ("cache", "intermediate") and needed_until[owner] <= operation.id
+            kind = graph.values[owner].kind
+            is_writable = (kind == "intermediate" or kind in _KEPT) and needed_until[owner] <= operation.id
             if operation.is_view or is_writable:
                 owners[output] = owner
                 # At least one past the operation, so that a second update of the same operation makes a copy.

@@ -2,9 +2,9 @@
 
     trace -> plan_memory -> partition -> lower
 
-Comes in: a model's source (a named model or a path), or its configuration, with phase and shapes. Goes out: a
-`Compilation`, which holds every stage's noun; stages can be left out from the end with `stop_after`. No weights are
-read: planning needs shapes only.
+Comes in: a model's configuration (`subject.py` reads it) with phase and shapes. Goes out: a `Compilation`, which holds
+every stage's noun; stages can be left out from the end with `stop_after`. No weights are read: planning needs shapes
+only.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from ..errors import ConfigurationError
-from ..models import registry
-from ..models.checkpoint import open_checkpoint
 from ..models.config import DecoderConfig, ModelConfig, config_to_json
 from .configuration import Configuration, Phase
 from .cost import StepCost, step_cost
 from .lower import Program, lower
 from .memory import MemoryPlan, plan_memory
 from .partition import Partition, partition
+from .subject import ModelSizes, model_sizes
 from .target import Target
 from .trace import Traced, trace_model
+from .train import Training, lower_training, trace_training
 from .verify.graph import verify_graph
 from .verify.memory import verify_memory_plan
 
-__all__ = ["STAGES", "Compilation", "Stage", "compile_model", "configuration_for", "read_model_config"]
+__all__ = ["STAGES", "Compilation", "Stage", "compile_model", "configuration_for"]
 
 Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "lower"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+_ATTENTION = ("attention", "latent_attention", "self_attention")  # named ops
 
 
 @dataclass(frozen=True)
@@ -40,29 +42,55 @@ class Compilation:
     """What the stages made of one model in one configuration."""
 
     model: ModelConfig
+    sizes: ModelSizes
     configuration: Configuration
     dtype: str
     target: Target
     traced: Traced
+    training: Training | None = None  # of phase "train"
     memory: MemoryPlan | None = None
     cost: StepCost | None = None
     partition: Partition | None = None
     program: Program | None = None
 
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that one step computes, of all sequences."""
+        return self.configuration.batch * self.configuration.new_tokens
+
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs of the step's matrix products, divided by its new tokens."""
+        return self.traced.graph.product_flops / self.new_tokens
+
+    @property
+    def attention_flops_per_token(self) -> float:
+        """The part of `flops_per_token` that is in attention: queries with keys, and weights with values."""
+        operations = self.traced.graph.operations
+        flops = sum(operation.product_flops for operation in operations if operation.name in _ATTENTION)
+        return flops / self.new_tokens
+
     def to_json(self) -> str:
         """Returns the plan, without the operations of the graph, as JSON text."""
         graph = self.traced.graph
         data = {
-            "model": config_to_json(self.model),
+            "model": {
+                **asdict(self.sizes),
+                "per_token": {"flops": self.flops_per_token, "attention_flops": self.attention_flops_per_token},
+                "config": config_to_json(self.model),
+            },
             "configuration": {"id": self.configuration.id, **asdict(self.configuration)},
+            "training": asdict(self.training) if self.training else None,
             "dtype": self.dtype,
             "target": self.target.name,
             "graph": {
                 "operations": len(graph.operations),
                 "flops": graph.flops,
+                "product_flops": graph.product_flops,
                 "is_estimate": graph.is_estimate,
                 "bytes_accessed_unfused": graph.bytes_accessed,
                 "parameter_bytes": graph.parameter_bytes,
+                "parameter_bytes_read": graph.parameter_bytes_read,
             },
             "memory": json.loads(self.memory.to_json()) if self.memory else None,
             "cost": {**asdict(self.cost), "seconds": self.cost.seconds, "bound": self.cost.bound}
@@ -104,6 +132,7 @@ def compile_model(
     *,
     dtype: str,
     target: Target,
+    training: Training | None = None,
     stop_after: Stage = "lower",
     progress: Callable[[Stage], None] | None = None,
 ) -> Compilation:
@@ -112,8 +141,9 @@ def compile_model(
     Args:
         model: The architecture.
         configuration: Phase and shapes.
-        dtype: Of weights and KV cache.
+        dtype: That the model is computed in, and of its KV cache; weights without a stored form have it too.
         target: The machine.
+        training: Optimizer and options of phase "train", by default `Training()`.
         stop_after: The last stage to run.
         progress: Told each stage before it runs.
 
@@ -124,7 +154,11 @@ def compile_model(
     memory = cost = plan = program = None
     report = progress or (lambda stage: None)
     report("trace")
-    traced = trace_model(model, configuration, dtype)
+    training = (training or Training()) if configuration.phase == "train" else None
+    if training is None:
+        traced = trace_model(model, configuration, dtype)
+    else:
+        traced = trace_training(model, configuration, dtype, training)
     verify_graph(traced.graph)
     if "plan_memory" in wanted:
         report("plan_memory")
@@ -132,17 +166,27 @@ def compile_model(
         verify_memory_plan(memory, traced.graph)
     if "partition" in wanted and memory is not None:
         report("partition")
-        cost = step_cost(traced.graph.flops, memory, dtype, target)
+        cost = step_cost(traced.graph, memory, dtype, target)
         plan = partition(cost, target.num_devices)
     if "lower" in wanted:
         report("lower")
-        program = lower(traced, model, configuration, dtype, target)
-    return Compilation(model, configuration, dtype, target, traced, memory, cost, plan, program)
-
-
-def read_model_config(source: str, *, base: Path, progress: registry.Progress | None = None) -> ModelConfig:
-    """Returns the architecture of a named model (pulled if need be) or of a checkpoint on disk."""
-    return open_checkpoint(registry.resolve(source, base=base, progress=progress)).config
+        if training is None:
+            program = lower(traced, model, configuration, dtype, target)
+        else:
+            program = lower_training(traced, configuration)
+    return Compilation(
+        model=model,
+        sizes=model_sizes(model, dtype),
+        configuration=configuration,
+        dtype=dtype,
+        target=target,
+        traced=traced,
+        training=training,
+        memory=memory,
+        cost=cost,
+        partition=plan,
+        program=program,
+    )
 
 
 def configuration_for(
@@ -152,7 +196,7 @@ def configuration_for(
 
     Args:
         model: The architecture.
-        phase: "prefill", "decode" or "embed".
+        phase: "prefill", "decode" or "train" of a decoder, "embed" of an encoder.
         batch: Sequences at once.
         sequence: Context in tokens, new ones included.
         new_tokens: Of a prefill chunk; the whole sequence by default.
@@ -160,15 +204,17 @@ def configuration_for(
     Raises:
         ConfigurationError: if the model has no such phase or not so many positions.
     """
-    if (phase == "embed") == isinstance(model, DecoderConfig):
-        phases = "prefill and decode" if isinstance(model, DecoderConfig) else "embed"
-        raise ConfigurationError(f"a {model.family} model has no phase {phase!r}; it has {phases}")
+    phases = ("prefill", "decode", "train") if isinstance(model, DecoderConfig) else ("embed",)
+    if phase not in phases:
+        raise ConfigurationError(f"a {model.family} model has no phase {phase!r}; it has {', '.join(phases)}")
+    if new_tokens is not None and phase != "prefill":
+        raise ConfigurationError(f"new_tokens {new_tokens} is for prefill; {phase} has no choice of it")
     if batch < 1 or not 1 <= sequence <= model.max_positions:
         raise ConfigurationError(
             f"batch {batch} and sequence {sequence} don't fit: batch is at least 1, and the model has "
             f"{model.max_positions} positions"
         )
-    computed = 1 if phase == "decode" else sequence if new_tokens is None or phase == "embed" else new_tokens
+    computed = 1 if phase == "decode" else sequence if new_tokens is None else new_tokens
     if not 1 <= computed <= sequence:
         raise ConfigurationError(f"new_tokens {computed} must be between 1 and the sequence of {sequence}")
     return Configuration(phase, batch, computed, sequence)

@@ -52,8 +52,8 @@ def trace(
         function: What to trace; it is called once with tracers.
         *abstract_args: Its positional arguments, pytrees of arrays or `jax.ShapeDtypeStruct`. Values are not looked at.
         name: Name of the graph; by default the function's.
-        argument_kinds: "parameter", "state", "input" or "cache" for each argument; by default all are inputs. Parameters are
-            named by their path within the argument, others by the argument's name and their path.
+        argument_kinds: "parameter", "state", "input" or "cache" for each argument; by default all are inputs.
+            Parameters are named by their path within the argument, others by the argument's name and their path.
 
     Raises:
         ConfigurationError: if `argument_kinds` does not fit the arguments.

@@ -1,12 +1,13 @@
 """A memory plan checked against its definition.
 
 Who owns the buffer of a value is asked of each value on its own, and what is live is asked of each operation on its
-own, by looking at the whole graph every time. `compiler.memory` does both in one pass.
+own, by following its buffer from the first operation that touches it to the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 
 from ...errors import VerificationError
 from ..graph import Graph, Operation
@@ -22,15 +23,16 @@ def verify_memory_plan(plan: MemoryPlan, graph: Graph) -> None:
         VerificationError: naming the figure, what the plan says and what the graph says.
     """
     question = _Question(graph)
-    loads = [question.load(operation, keeps_outputs=False) for operation in graph.operations]
+    loads = list(question.loads(keeps_outputs=False))
+    kinds = [(graph.values[question.owner(value)].kind, graph.values[value].bytes) for value in graph.outputs]
     expected = {
         "parameter_bytes": _sum_of_kind(graph, "parameter"),
+        "state_bytes": _sum_of_kind(graph, "state"),
         "cache_bytes": _sum_of_kind(graph, "cache"),
         "input_bytes": _sum_of_kind(graph, "input"),
         "constant_bytes": _sum_of_kind(graph, "constant"),
-        "output_bytes": sum(
-            graph.values[value].bytes for value in graph.outputs if graph.values[question.owner(value)].kind != "cache"
-        ),
+        "output_bytes": sum(size for kind, size in kinds if kind in ("input", "constant", "intermediate")),
+        "rewritten_bytes": sum(size for kind, size in kinds if kind in ("parameter", "state")),
         "temporary_bytes": max(loads, default=0),
     }
     for name, num_bytes in expected.items():
@@ -61,64 +63,70 @@ class _Question:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.results = frozenset(graph.outputs)
         self.producers = {value: operation for operation in graph.operations for value in operation.outputs}
-        self.known_owners: dict[int, int] = {}
+        self.last_readers = {value: operation.id for operation in graph.operations for value in operation.inputs}
+        self.owners = {value.id: value.id for value in graph.values if value.id not in self.producers}
+        self.held = {value: [value] for value in self.owners}  # by buffer: the values that have been in it so far
+        for operation in graph.operations:
+            found = [(value, self._find_owner(value, operation)) for value in operation.outputs]
+            for value, buffer in found:
+                self.owners[value] = buffer
+                self.held.setdefault(buffer, []).append(value)
 
     def owner(self, value: int) -> int:
         """Returns the value whose buffer this one is in."""
-        if value not in self.known_owners:
-            self.known_owners[value] = self._find_owner(value)
-        return self.known_owners[value]
+        return self.owners[value]
 
-    def _find_owner(self, value: int) -> int:
-        operation = self.producers.get(value)
-        if operation is None:
-            return value
+    def _find_owner(self, value: int, operation: Operation) -> int:
         if operation.is_view:
             return self.owner(operation.inputs[0])
         taken: set[int] = set()
         for output, operand in operation.updates:
             buffer = self.owner(operand)
-            may = buffer not in taken and self.may_overwrite(operation, operand)
+            may = buffer not in taken and self.may_overwrite(operation, buffer)
             if may:
                 taken.add(buffer)
             if output == value:
                 return buffer if may else value
         return value
 
-    def may_overwrite(self, operation: Operation, operand: int) -> bool:
-        """Whether nothing that is in the operand's buffer is needed once the operation is done."""
-        buffer = self.owner(operand)
-        if self.graph.values[buffer].kind not in ("cache", "intermediate"):
+    def may_overwrite(self, operation: Operation, buffer: int) -> bool:
+        """Whether nothing that has been in the buffer is needed once the operation is done."""
+        if self.graph.values[buffer].kind in ("input", "constant"):
             return False
-        needed = set(self.graph.outputs)
-        for later in self.graph.operations[operation.id + 1 :]:
-            needed.update(later.inputs)
-        return not any(self.exists_before(operation, value) and self.owner(value) == buffer for value in needed)
+        return not any(
+            value in self.results or self.last_readers.get(value, -1) > operation.id for value in self.held[buffer]
+        )
 
-    def exists_before(self, operation: Operation, value: int) -> bool:
-        producer = self.producers.get(value)
-        return producer is None or producer.id < operation.id
+    def loads(self, *, keeps_outputs: bool) -> Iterator[int]:
+        """Yields the bytes of the intermediates that are live while each operation runs.
 
-    def load(self, operation: Operation, *, keeps_outputs: bool) -> int:
-        """Returns the bytes of the intermediates that are live while the operation runs."""
-        results = {self.owner(value) for value in self.graph.outputs}
-        before = self.buffers(self.graph.operations[: operation.id + 1])
-        after = self.buffers(self.graph.operations[operation.id :])
-        live = (before & self.producers.keys()) & (after | results)
-        if not keeps_outputs:
-            live -= results
-        return sum(self.graph.values[buffer].bytes for buffer in live) + self.load_of_body(operation)
+        Args:
+            keeps_outputs: Whether the graph's results count.
+        """
+        results = {self.owner(value) for value in self.results}
+        to_come = Counter(buffer for operation in self.graph.operations for buffer in self.buffers(operation))
+        live: dict[int, int] = {}
+        for operation in self.graph.operations:
+            touched = self.buffers(operation)
+            for buffer in touched & self.producers.keys():
+                if keeps_outputs or buffer not in results:
+                    live[buffer] = self.graph.values[buffer].bytes
+            yield sum(live.values()) + self.load_of_body(operation)
+            to_come.subtract(touched)
+            for buffer in touched - results:
+                if to_come[buffer] == 0:
+                    live.pop(buffer, None)
 
-    def buffers(self, operations: Sequence[Operation]) -> set[int]:
-        """Returns the buffers that some operations read or write."""
-        return {self.owner(value) for each in operations for value in (*each.inputs, *each.outputs)}
+    def buffers(self, operation: Operation) -> set[int]:
+        """Returns the buffers that an operation reads or writes."""
+        return {self.owner(value) for value in (*operation.inputs, *operation.outputs)}
 
     def load_of_body(self, operation: Operation) -> int:
         is_loop = operation.trip_count is not None
         copies = int(operation.options.get("shards", 1))
         peaks = [0]
         for body in operation.body:
-            question = _Question(body)
-            peaks += [question.load(inner, keeps_outputs=is_loop) for inner in body.operations]
+            peaks += _Question(body).loads(keeps_outputs=is_loop)
         return copies * max(peaks)

@@ -186,7 +186,7 @@ def test_an_empty_graph_has_no_peak():
 
 
 @st.composite
-def graphs(draw, depth=1, kinds=("parameter", "input", "cache", "constant")):
+def graphs(draw, depth=1, kinds=("parameter", "state", "input", "cache", "constant")):
     """Small random graphs with views, updates, several results, unused values, loops and branches."""
     sizes = st.integers(1, 9)
     values = [

@@ -1,0 +1,1 @@
+"""Configurations of well-known models by name, as JSON files: shapes to plan with, no weights."""
