@@ -1,30 +1,33 @@
-"""`plait models`: what can be pulled, and what is here."""
+"""`plait models`: what can be pulled, what is here, and what can be planned without weights."""
 
 from __future__ import annotations
 
 from .options import Json
-from .output import format_bytes, print_json, print_table
+from .output import format_bytes, format_count, print_json, print_table
 
 __all__ = ["models"]
 
 
 def models(json: Json = False) -> None:
-    """List the named models, and what is here.
+    """List the named models, what is here, and the zoo.
 
-    What the Hub's cache has follows, whichever tool put it there. Any other model is named by its path, a .gguf file
-    or a Hugging Face directory, or as hf:ORG/NAME.
+    Named models have weights to pull; what the Hub's cache has follows, whichever tool put it there. Models of the zoo
+    are configurations, for plait compile. Any other model is named by its path, a .gguf file or a Hugging Face
+    directory, or as hf:ORG/NAME.
 
     \b
     plait models
     plait models --json
     """
     from ..models import hub, registry
+    from ..models.zoo import catalog
 
     pulled = registry.pulled_models()
     cached = hub.cached_models()
     if json:
         named = [
             {
+                "kind": "named",
                 "name": entry.model.name,
                 "description": entry.model.description,
                 "licence": entry.model.licence,
@@ -36,10 +39,28 @@ def models(json: Json = False) -> None:
         ]
         rest = {"description": "in the cache of the Hugging Face Hub", "licence": None}
         others = [
-            {"name": model.source, **rest, "bytes": model.size_bytes, "is_cached": True, "path": str(model.path)}
+            {
+                "kind": "hub",
+                "name": model.source,
+                **rest,
+                "bytes": model.size_bytes,
+                "is_cached": True,
+                "path": str(model.path),
+            }
             for model in cached
         ]
-        print_json(named + others)
+        zoo = [
+            {
+                "kind": "zoo",
+                "name": entry.name,
+                "description": entry.description,
+                "licence": entry.licence,
+                "source": entry.source,
+                "parameters": entry.published_parameters,
+            }
+            for entry in catalog.entries()
+        ]
+        print_json(named + others + zoo)
         return
     rows = [
         (
@@ -55,3 +76,9 @@ def models(json: Json = False) -> None:
         (model.source, "of the Hugging Face Hub", "", format_bytes(model.size_bytes), model.path) for model in cached
     ]
     print_table(["model ", "description ", "licence ", "size", "path "], rows)
+    zoo_rows = [
+        (entry.name, entry.description, entry.licence, format_count(entry.published_parameters), entry.source)
+        for entry in catalog.entries()
+    ]
+    columns = ["zoo ", "description ", "licence ", "parameters", "source "]
+    print_table(columns, zoo_rows, title="\nplanned by plait compile, without weights:")
