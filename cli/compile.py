@@ -139,7 +139,7 @@ def _facts(compilation: Compilation) -> list[tuple[str, str]]:
     sizes = compilation.sizes
     dtype = {long: short for short, long in _DTYPES.items()}[compilation.dtype]
     graph, memory, cost, plan = compilation.traced.graph, compilation.memory, compilation.cost, compilation.partition
-    estimate = " (an estimate: a loop or branch depends on data)" if graph.is_estimate else ""
+    estimate = " (an estimate: a sort, loop or branch depends on data)" if graph.is_estimate else ""
     share = compilation.attention_flops_per_token / max(compilation.flops_per_token, 1)
     facts = [
         ("configuration", f"{compilation.configuration.id} {dtype} on {compilation.target.name}"),
