@@ -58,7 +58,7 @@ def test_nothing_heavy_is_imported_before_a_command_needs_it() -> None:
         (["--bogus"], "No such option: --bogus"),
         (["run"], "Missing argument 'BUNDLE'"),
         (["run", "a", "b", "c", "--temperature", "hot"], "Invalid value for '--temperature'"),
-        (["compile", "x", "--phase", "train"], "'train' is not one of 'prefill', 'decode', 'embed'"),
+        (["compile", "x", "--phase", "score"], "'score' is not one of 'prefill', 'decode'"),
     ],
     ids=["command", "option", "argument", "number", "choice"],
 )
