@@ -21,13 +21,14 @@ def convert(
     dtype: Annotated[Literal["f32", "bf16"], typer.Option(help="Of the weights in it.")] = "f32",
     json: Json = False,
 ) -> None:
-    """Write a model as an orbax directory, which plait opens like any other checkpoint.
+    """Write a model as an orbax directory.
 
-    Weights that are stored in fewer bits are dequantized. The directory appears when it is complete.
+    A bundle file takes it as a source like any other checkpoint, and JAX programs restore it without plait. Weights
+    that are stored in fewer bits are dequantized. The directory appears when it is complete.
 
     \b
     plait convert smollm2-135m -o smollm2 --dtype bf16
-    plait compile smollm2
+    plait convert hf:HuggingFaceTB/SmolLM2-360M-Instruct -o smollm2-360m
     """
     from ..models import registry
     from ..models.checkpoint import open_checkpoint

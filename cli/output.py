@@ -82,9 +82,12 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a time in s, ms or µs."""
+    """Returns a time in s, ms or µs; from a thousand seconds on in min, h or days."""
     if seconds == 0:
         return "0"
+    for unit_seconds, unit, fewest in ((86_400, "days", 100_000), (3600, "h", 10_000), (60, "min", 1000)):
+        if seconds >= fewest:
+            return f"{seconds / unit_seconds:.3g} {unit}"
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

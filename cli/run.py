@@ -35,7 +35,10 @@ def run(
         bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
     ] = False,
     query: Annotated[
-        str | None, typer.Option(help="Score how well the text answers this; for rerankers and classifiers of pairs.")
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Score how well the text answers this; for rerankers and classifiers of pairs."
+        ),
     ] = None,
     hbm: HbmBytes = None,
     json: Json = False,

@@ -1,7 +1,8 @@
 """What is compiled: the model that a source names, in the form that its weights are kept in, and its sizes.
 
 Comes in: a source: an entry of the zoo, a named model, `hf:ORG/NAME`, or the path of a config.json, a directory with
-one, or a .gguf file. Goes out: a `Subject`. Weights are not read; where there is a config.json, they need not be there.
+one, an orbax directory or a .gguf file. Goes out: a `Subject`. Weights are not read; where there is a config.json, they
+need not be there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import RootModel
 from ..errors import ConfigurationError
 from ..models import registry
 from ..models.checkpoint import open_checkpoint
+from ..models.checkpoint.contents import ORBAX_DESCRIPTION
 from ..models.checkpoint.files import read_fields
 from ..models.checkpoint.hf_config import config_from_huggingface
 from ..models.checkpoint.huggingface import read_config
@@ -70,6 +72,8 @@ def read_subject(source: str, *, base: Path, progress: registry.Progress | None 
         return Subject(config_from_huggingface(fields, Path(f"{source}.json")), _published_dtype(fields))
     _check_exists(source, base)
     path = registry.resolve_config(source, base=base, progress=progress)
+    if (path / ORBAX_DESCRIPTION).is_file():
+        return Subject(open_checkpoint(path).config, "float32")
     file = path / "config.json" if path.is_dir() else path
     if file.suffix != ".json":
         return Subject(open_checkpoint(path).config, "float32")

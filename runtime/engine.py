@@ -339,7 +339,7 @@ class Runtime:
         entry = served.entry
         if entry.kv is None:
             raise InvalidRequestError(f"model {model!r} is an encoder and generates no text", param="model")
-        _check_tokens(served, prompt)
+        _check_tokens(served, prompt, param="prompt")
         room = entry.sequence - len(prompt)
         if room < 1 or (params.max_tokens or 0) > room:
             raise ContextLengthError(
@@ -370,7 +370,7 @@ class Runtime:
             verb = "classify" if is_classifier else "embed"
             raise InvalidRequestError(f"there is nothing to {verb}: the input is an empty list", param="input")
         for tokens in inputs:
-            _check_tokens(served, tokens)
+            _check_tokens(served, tokens, param="input")
             if len(tokens) > entry.sequence:
                 raise ContextLengthError(
                     f"an input has {len(tokens)} tokens, model {model!r} takes {entry.sequence}; split it",
@@ -454,13 +454,13 @@ def _into(outcomes: asyncio.Queue[Outcome]) -> Callable[[Outcome], None]:
     return sink
 
 
-def _check_tokens(served: _Served, tokens: Sequence[int]) -> None:
+def _check_tokens(served: _Served, tokens: Sequence[int], *, param: str) -> None:
     vocab_size = served.entry.config.vocab_size
     if not tokens:
-        raise InvalidRequestError("the prompt or input is empty; give at least one token")
+        raise InvalidRequestError(f"the {param} is empty; give at least one token", param=param)
     if not all(0 <= token < vocab_size for token in tokens):
         wrong = next(token for token in tokens if not 0 <= token < vocab_size)
-        raise InvalidRequestError(f"token {wrong} is not in the vocabulary of {vocab_size} tokens")
+        raise InvalidRequestError(f"token {wrong} is not in the vocabulary of {vocab_size} tokens", param=param)
 
 
 def _labels(entry: ModelEntry) -> tuple[str, ...]:

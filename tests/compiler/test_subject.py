@@ -10,6 +10,8 @@ import tiny
 
 from plait.compiler.subject import model_sizes, read_subject, with_weights
 from plait.errors import CheckpointError, ConfigurationError, UnsupportedModelError
+from plait.models.checkpoint import open_checkpoint
+from plait.models.checkpoint.orbax import write_orbax
 from plait.models.config import DecoderConfig
 
 
@@ -71,3 +73,9 @@ def test_weights_that_do_not_divide_into_blocks_are_refused() -> None:
         ConfigurationError, match=r"cannot be stored as q4_0: its rows of 48 values .* use fp8 or dense"
     ):
         model_sizes(with_weights(narrow, "q4_0"), "float32")
+
+
+def test_an_orbax_directory_is_read_too(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny.write_tiny_llama(tmp_path / "llama"))
+    write_orbax(tmp_path / "orbax", checkpoint)
+    assert read_subject("orbax", base=tmp_path).config == checkpoint.config

@@ -152,6 +152,19 @@ def test_requests_that_cannot_be_taken_are_refused_at_once(
         tiny_runtime.complete(model, prompt, params)
 
 
+@pytest.mark.parametrize(("model", "param"), [("chat", "prompt"), ("embed", "input")])
+def test_tokens_beyond_the_vocabulary_are_blamed_on_their_parameter(tiny_runtime: Runtime, model: str, param: str):
+    async def ask() -> None:
+        if model == "embed":
+            await tiny_runtime.embed_async(model, [[10**6]])
+        else:
+            await anext(tiny_runtime.generate_async(model, [10**6], FEW))
+
+    with pytest.raises(InvalidRequestError, match="token 1000000 is not in the vocabulary of") as raised:
+        asyncio.run(ask())
+    assert raised.value.param == param
+
+
 @pytest.fixture(scope="module")
 def tiny_runtime(tiny_bundle: Path):
     with Runtime(tiny_bundle) as runtime:

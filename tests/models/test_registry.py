@@ -262,3 +262,8 @@ def test_sampling_is_what_the_authors_recommend():
     assert default_sampling("smollm2-135m") == (0.2, 0.9)
     assert default_sampling("minilm-l6") is None
     assert default_sampling("./some/path") is None
+
+
+def test_a_zoo_entry_has_no_weights_to_resolve(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"of the zoo, without weights, .* are hf:meta-llama/"):
+        resolve("llama-3.1-8b", base=tmp_path)

@@ -137,6 +137,38 @@ def test_whatever_a_template_raises_is_the_clients_error(source: str, message: s
     assert raised.value.param == "messages"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% set x = i %}{% endfor %}{% endfor %}",
+        "{% for i in range(90000) %}{% for c in 'x' * 90000 if c == 'y' %}{% endfor %}{% endfor %}",
+        "{% for i in range(90000) %}{% for c in 'x' * 90000 %}{% continue %}{% endfor %}{% endfor %}",
+        "{% for i in range(90000) %}{{ range(90000) | sum }}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
+        "{% for n in [90] recursive %}{% if n %}{{ loop([n - 1, n - 1]) }}{% endif %}{% endfor %}",
+        "{% generation %}{% for i in 'x' * 9999 %}{% for j in 'x' * 9999 %}{% endfor %}{% endfor %}{% endgeneration %}",
+    ],
+    ids=["loops", "condition", "continue", "ranges", "calls", "recursive", "block"],
+)
+def test_templates_that_do_not_end_are_stopped(source: str):
+    with pytest.raises(InvalidRequestError, match="refuses these messages: it takes more than 300000 steps"):
+        ChatTemplate(source).render(user("hi"))
+
+
+def test_powers_that_take_for_ever_are_refused():
+    with pytest.raises(InvalidRequestError, match="refuses these messages: a power is too large"):
+        ChatTemplate("{{ 9 ** (9 ** 9) }}").render(user("hi"))
+
+
+def test_steps_are_counted_anew_for_each_rendering():
+    template = ChatTemplate("{% for i in 'x' * 200000 %}{% endfor %}done")
+    assert [template.render(user("hi")) for _ in range(3)] == ["done"] * 3
+
+
+def test_long_conversations_are_far_from_the_limit_of_steps():
+    assert len(ChatTemplate(CHATML).render(user("hi") * 50_000)) > 1_000_000
+
+
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'a' | no_such_filter }}", "{% generation %}"])
 def test_a_broken_template_is_refused(source: str):
     with pytest.raises(UnsupportedModelError, match="chat template cannot be read"):
