@@ -10,7 +10,8 @@
 In a block of 32, the low halves of the 16 bytes are the first 16 values in GGUF's forms; in `mxfp4` neighbours share a
 byte, as in Hugging Face files. A weight of a stored form is two arrays, values and scales, and both are parameters of
 the graph: its bytes are the stored ones, the FLOPs those of the products that the dequantized values enter.
-`quantize` writes each form from f32 values; a value that came from the same form is kept exactly, but for fp8.
+`quantize` writes each form from f32 values; a value that came from the same form is kept exactly, but for
+fp8, whose scales are taken from the files (`Checkpoint.read_stored`).
 """
 
 from __future__ import annotations

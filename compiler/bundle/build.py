@@ -24,7 +24,6 @@ from ...models import registry
 from ...models.checkpoint import Checkpoint, open_checkpoint
 from ...models.config import DecoderConfig, StoredForm
 from ...models.family import build
-from ...models.quantization import quantize
 from ..configuration import BLOCK_TOKENS, configurations
 from ..executable import Executable, compile_exported, use_compilation_cache
 from ..implementations import pool_dtype
@@ -219,11 +218,11 @@ def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: regis
         names = checkpoint.tensor_names
         for index, name in enumerate(names):
             report(index, len(names))
-            values, scales = checkpoint.read(name), f"{name.removesuffix('weight')}scales"
+            scales = f"{name.removesuffix('weight')}scales"
             if form is not None and scales in specs:
-                yield from zip((name, scales), quantize(values, form), strict=True)
+                yield from zip((name, scales), checkpoint.read_stored(name, form), strict=True)
             else:
-                yield name, values.astype(specs[name][1])
+                yield name, checkpoint.read(name).astype(specs[name][1])
         report(len(names), len(names))
 
     write_weights(path, tensors(), specs)

@@ -8,7 +8,7 @@ sparse vectors; a sequence classifier one logit for each label of `id2label`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -24,7 +24,7 @@ from .huggingface_tokenizer import read_tokenizer, tokenizer_limit
 from .names import original_name
 from .recipes import renamed
 
-__all__ = ["BERT", "ENCODERS"]
+__all__ = ["BERT", "ENCODERS", "Encoder"]
 
 Head: TypeAlias = Literal["embedding", "masked_lm", "classification"]
 Pooling: TypeAlias = Literal["mean", "cls"]
@@ -153,32 +153,39 @@ class _Pooling(BaseModel):
         return [name for name, is_on in self.model_dump(exclude={"pooling_mode"}).items() if is_on]
 
 
-def _open(family: _Family, head: Head, directory: Path) -> Checkpoint:
-    fields = read_fields(_Fields, directory / "config.json")
-    tokenizer = read_tokenizer(directory, ())
-    files = SafetensorsFiles(directory)
-    names = functools.partial(_names, family)
-    config = _config(directory, fields, family, head, tokenizers.Tokenizer.from_str(tokenizer.json))
-    if head == "classification":
-        _check_labels(directory, config, files, names("head.output.weight"))
-    limits = [config.max_positions, *_sequence_limits(directory)]
-    return assemble(directory, config, tokenizer, max_sequence=min(limits), files=files, recipe_of=renamed(names))
+@dataclass(frozen=True)
+class Encoder:
+    """One architecture of encoders."""
+
+    family: _Family
+    head: Head
+
+    def open(self, directory: Path) -> Checkpoint:
+        """Opens a directory of this architecture; raises as `open_huggingface`."""
+        tokenizer, files = read_tokenizer(directory, ()), SafetensorsFiles(directory)
+        config, names = _config(directory / "config.json", self, tokenizer.json), functools.partial(_names, self.family)
+        if self.head == "classification":
+            _check_labels(directory, config, files, names("head.output.weight"))
+        limits = [config.max_positions, *_sequence_limits(directory)]
+        return assemble(directory, config, tokenizer, max_sequence=min(limits), files=files, recipe_of=renamed(names))
+
+    def config(self, path: Path) -> EncoderConfig:
+        """Returns the configuration in a config.json; without a tokenizer beside it, pairs have no separator."""
+        has_tokenizer = (path.parent / "tokenizer.json").exists()
+        return _config(path, self, read_tokenizer(path.parent, ()).json if has_tokenizer else None)
 
 
-def _encoders() -> dict[str, Callable[[Path], Checkpoint]]:
-    heads: dict[str, tuple[str, Head]] = {
-        family + suffix: (family, head) for family in _FAMILIES for suffix, head in _HEADS.items()
-    }
-    heads |= {f"{family}ForMaskedLM": (family, "masked_lm") for family in _MASKED_LM_FAMILIES}
-    return {name: functools.partial(_open, _FAMILIES[family], head) for name, (family, head) in heads.items()}
+def _encoders() -> dict[str, Encoder]:
+    encoders = {name + end: Encoder(family, head) for name, family in _FAMILIES.items() for end, head in _HEADS.items()}
+    return encoders | {f"{name}ForMaskedLM": Encoder(_FAMILIES[name], "masked_lm") for name in _MASKED_LM_FAMILIES}
 
 
 ENCODERS = _encoders()  # by name of the architecture
 
 
-def _config(
-    directory: Path, fields: _Fields, family: _Family, head: Head, tokenizer: tokenizers.Tokenizer
-) -> EncoderConfig:
+def _config(path: Path, encoder: Encoder, tokenizer_json: str | None) -> EncoderConfig:
+    directory, family, head = path.parent, encoder.family, encoder.head
+    fields, labels = read_fields(_Fields, path), read_fields(_Labels, path)
     unsupported = {
         f"activation {fields.hidden_act!r}": fields.hidden_act not in _ACTIVATIONS,
         f"{fields.position_embedding_type!r} positions": fields.position_embedding_type != "absolute",
@@ -195,7 +202,6 @@ def _config(
         )
     is_classifier = head == "classification"
     num_types = fields.type_vocab_size if family.has_token_types else 0
-    labels = read_fields(_Labels, directory / "config.json")
     return EncoderConfig(
         num_layers=fields.num_hidden_layers,
         hidden_size=fields.hidden_size,
@@ -209,26 +215,26 @@ def _config(
         activation=_ACTIVATIONS[fields.hidden_act],
         position_offset=offset,
         pooling=_pooling(directory) if head == "embedding" else "mean",
-        labels=_label_names(directory, labels) if is_classifier else (),
+        labels=_label_names(path, labels) if is_classifier else (),
         classifier_activation=family.classifier_activation,
         is_multi_label=is_classifier and labels.problem_type == "multi_label_classification",
-        separator_token_id=_separator(tokenizer) if is_classifier and num_types > 1 else None,
+        separator_token_id=_separator(tokenizer_json) if tokenizer_json and is_classifier and num_types > 1 else None,
     )
 
 
-def _label_names(directory: Path, fields: _Labels) -> tuple[str, ...]:
+def _label_names(path: Path, fields: _Labels) -> tuple[str, ...]:
     """Returns the labels in the order of the logits; a file without names means transformers' own, two by default."""
     names = fields.id2label
     if names is None:
         names = {index: f"LABEL_{index}" for index in range(min(fields.num_labels or 2, _MAX_LABELS))}
     if sorted(names) != list(range(len(names))) or len(set(names.values())) != len(names) or not names:
         raise CheckpointError(
-            f"{directory / 'config.json'}: id2label must give each of the ids 0 … {max(len(names) - 1, 0)} a name of "
+            f"{path}: id2label must give each of the ids 0 … {max(len(names) - 1, 0)} a name of "
             f"its own, it has {dict(list(names.items())[:5])}"
         )
     if fields.problem_type == "regression" and len(names) > 1:
         raise UnsupportedModelError(
-            f"{directory}: regression of {len(names)} values is not supported; supported: a score, one of several "
+            f"{path}: regression of {len(names)} values is not supported; supported: a score, one of several "
             "labels, or several labels at once (problem_type multi_label_classification)"
         )
     return tuple(names[index] for index in range(len(names)))
@@ -244,9 +250,9 @@ def _check_labels(directory: Path, config: EncoderConfig, files: SafetensorsFile
             )
 
 
-def _separator(tokenizer: tokenizers.Tokenizer) -> int | None:
+def _separator(tokenizer_json: str) -> int | None:
     """Returns the token after which the tokenizer gives the tokens of a pair the type 1, if there is one."""
-    pair = tokenizer.encode("a", "b")
+    pair = tokenizers.Tokenizer.from_str(tokenizer_json).encode("a", "b")
     if 1 not in pair.type_ids:
         return None
     last = pair.type_ids.index(1) - 1

@@ -17,9 +17,10 @@ import tokenizers
 from jaxtyping import Float
 
 from ...errors import CheckpointError, UnsupportedModelError
-from ..config import EncoderConfig, Experts, ModelConfig
+from ..config import EncoderConfig, Experts, ModelConfig, StoredForm
 from ..family import build
-from .recipes import Recipe, RecipeOf, TensorFiles, check_recipe, follow_recipe
+from ..quantization import quantize
+from .recipes import Recipe, RecipeOf, TensorFiles, check_recipe, follow_fp8, follow_recipe
 
 __all__ = [
     "ORBAX_DESCRIPTION",
@@ -83,6 +84,21 @@ class Checkpoint:
                 f"the checkpoint has no tensor {name!r}; it has {', '.join(self.tensor_names[:3])}, …"
             )
         return follow_recipe(self.path, name, self.recipes[name], self.shapes[name], self.files)
+
+    def read_stored(self, name: str, form: StoredForm) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the values and scales of a weight in a stored form, in the shapes of `stored_arrays`.
+
+        They mean exactly what `read` returns if the files have the weight in this form, else what is nearest to it.
+        FP8 is taken from the files as it is: its scales cannot be told from the values.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        if form == "fp8" and name in self.recipes:
+            stored = follow_fp8(self.path, name, self.recipes[name], self.files)
+            if stored is not None:
+                return stored
+        return quantize(self.read(name), form)
 
 
 def assemble(

@@ -54,7 +54,20 @@ class GGUFFiles:
         return "float" if _can_dequantize(quantization) else quantization.name
 
     def read(self, name: str) -> Float[np.ndarray, ...]:
-        """Returns a tensor's values in f32."""
+        """Returns a tensor's values in f32, times its scales if the file has some beside its blocks, as for NVFP4.
+
+        Raises:
+            CheckpointError: if there are scales, and not one for all of it or one for each of its experts.
+        """
+        values, scales = self._dequantized(name), f"{name.removesuffix('weight')}scale"
+        if not name.endswith(".weight") or scales not in self.tensors:
+            return values
+        num_scales = len(values) if values.ndim == 3 else 1
+        if (shape := self.shape(scales)) not in ((1,), (num_scales,)):
+            raise CheckpointError(f"{self.path}: {scales!r} is {list(shape)}, {name!r} wants [{num_scales}]")
+        return values * self._dequantized(scales).reshape(-1, *[1] * (values.ndim - 1))
+
+    def _dequantized(self, name: str) -> Float[np.ndarray, ...]:
         tensor = self.tensors[name]
         with np.errstate(all="ignore"):  # what overflows or is no number in the file stays so
             if tensor.tensor_type == GGMLQuantizationType.F64:

@@ -34,6 +34,7 @@ __all__ = ["DECODERS", "NESTED_DECODERS", "config_from_huggingface"]
 
 DECODERS: dict[str, type[DecoderFields]] = {
     "LlamaForCausalLM": LlamaFields,
+    "YiForCausalLM": LlamaFields,  # Llama under the name that its first files have
     "SmolLM3ForCausalLM": SmolLM3Fields,
     "MistralForCausalLM": MistralFields,
     "Qwen2ForCausalLM": Qwen2Fields,
@@ -54,6 +55,7 @@ DECODERS: dict[str, type[DecoderFields]] = {
 # The decoders inside models that also see images, by architecture and the type of their text_config.
 NESTED_DECODERS: dict[str, dict[str, type[DecoderFields]]] = {
     "LlavaForConditionalGeneration": {"llama": LlamaFields, "mistral": MistralFields, "qwen2": Qwen2Fields},
+    "Mistral3ForConditionalGeneration": {"mistral": MistralFields},
     "Gemma3ForConditionalGeneration": {"gemma3_text": Gemma3Fields},
 }
 

@@ -86,11 +86,15 @@ def _maybe_fp8(shape: tuple[int, ...], name: str, files: TensorFiles) -> Recipe:
     if scales not in files.names:
         return plain(shape, name)
     blocks = stored_arrays("fp8", shape)[1].shape
-    return Recipe((Source((name,), shape, "fp8"), Source((scales,), blocks)), _dequantize_fp8)
+    return Recipe((Source((name,), shape, "fp8"), Source((scales,), blocks)), _dequantize_fp8, make_fp8=_fp8)
 
 
 def _dequantize_fp8(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(dequantize_values(jnp.asarray(arrays[0]), jnp.asarray(arrays[1]), "fp8", jnp.float32))
+
+
+def _fp8(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return arrays[0].astype(jnp.float8_e4m3fn), arrays[1]  # they were read into f32, which holds them all
 
 
 def _fused_heads(config: DecoderConfig, role: str, shape: tuple[int, ...], name: str) -> Recipe:

@@ -49,7 +49,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
     tagged = read_fields(_Tagged, path)
     _check_architecture(path, tagged)
     if tagged.architecture in ENCODERS:
-        return ENCODERS[tagged.architecture](directory)
+        return ENCODERS[tagged.architecture].open(directory)
     config = _decoder_config(path)
     files = SafetensorsFiles(directory)
     return assemble(
@@ -63,7 +63,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Returns the configuration of a model, of which a decoder's weights and tokenizer need not be there.
+    """Returns the configuration of a model, whose weights and tokenizer need not be there.
 
     Args:
         path: A config.json, or the directory that it is in.
@@ -75,9 +75,8 @@ def read_config(path: Path) -> ModelConfig:
     path = path / "config.json" if path.is_dir() else path
     tagged = read_fields(_Tagged, path)
     _check_architecture(path, tagged)
-    return (
-        ENCODERS[tagged.architecture](path.parent).config if tagged.architecture in ENCODERS else _decoder_config(path)
-    )
+    encoder = ENCODERS.get(tagged.architecture)
+    return _decoder_config(path) if encoder is None else encoder.config(path)
 
 
 def _check_architecture(path: Path, tagged: _Tagged) -> None:

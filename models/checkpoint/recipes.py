@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "TensorFiles",
     "check_recipe",
+    "follow_fp8",
     "follow_recipe",
     "only",
     "plain",
@@ -34,6 +35,7 @@ __all__ = [
 
 Kind: TypeAlias = Literal["float", "fp8", "uint8"]
 Make: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
+MakeStored: TypeAlias = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
 _SUPPORTED: dict[Kind, str] = {"float": "F64, F32, F16, BF16", "fp8": "F8_E4M3", "uint8": "U8"}
@@ -79,6 +81,7 @@ class Recipe:
 
     sources: tuple[Source, ...]
     make: Make
+    make_fp8: MakeStored | None = None  # values and scales as the files have them, if they have both
 
 
 RecipeOf: TypeAlias = Callable[[str, tuple[int, ...]], Recipe]  # of a parameter's dotted Flax path and shape
@@ -109,7 +112,19 @@ def stacked(shape: tuple[int, ...], parts: Sequence[Recipe]) -> Recipe:
             out[index] = part.make(arrays[index * width : (index + 1) * width])
         return out
 
-    return Recipe(tuple(source for part in parts for source in part.sources), make)
+    def make_fp8(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        stored = (
+            part.make_fp8(arrays[index * width : (index + 1) * width])
+            for index, part in enumerate(parts)
+            if part.make_fp8 is not None
+        )
+        values, scales = zip(*stored, strict=True)
+        return np.stack(values), np.stack(scales)
+
+    is_fp8 = all(part.make_fp8 is not None for part in parts)
+    return Recipe(
+        tuple(source for part in parts for source in part.sources), make, make_fp8=make_fp8 if is_fp8 else None
+    )
 
 
 def renamed(names: Callable[[str], tuple[str, ...]]) -> RecipeOf:
@@ -159,6 +174,14 @@ def follow_recipe(
     if values.shape != shape:
         raise CheckpointError(f"{path}: {name!r} came out as {list(values.shape)}, the model wants {list(shape)}")
     return values
+
+
+def follow_fp8(path: Path, name: str, recipe: Recipe, files: TensorFiles) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns a parameter's values and scales in fp8 as the files have them, or None if they don't."""
+    if recipe.make_fp8 is None:
+        return None
+    originals = tuple(_found(path, name, source, files) for source in recipe.sources)
+    return recipe.make_fp8(_ReadWhenAskedFor(originals, files))
 
 
 def _found(path: Path, name: str, source: Source, files: TensorFiles) -> str:

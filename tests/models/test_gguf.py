@@ -17,7 +17,7 @@ from gguf_files import LLAMA, Weights, llama_weights, write_gguf
 
 from plait.errors import CheckpointError, UnsupportedModelError
 from plait.models.checkpoint import Checkpoint, open_checkpoint
-from plait.models.checkpoint.gguf_reader import read_gguf
+from plait.models.checkpoint.gguf_reader import GGUFFiles, read_gguf
 from plait.models.config import DecoderConfig
 from plait.models.decoder import Decoder
 from plait.models.family import build
@@ -120,6 +120,32 @@ def test_every_type_that_the_library_dequantizes_is_read(tmp_path: Path, name: s
     assert (files.shape("matrix"), files.kind("matrix")) == ((3, 512), "float")
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(files.read("matrix"), gguf.dequantize(raw, kind))
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales"), [((4, 64), [0.25]), ((3, 4, 64), [0.25, 3.0, 0.5])], ids=["matrix", "experts"]
+)
+def test_scales_beside_the_blocks_of_a_tensor_are_factors_of_it(
+    tmp_path: Path, shape: tuple[int, ...], scales: list[float]
+):
+    raw = gguf.quants.quantize(np.random.default_rng(0).standard_normal(shape).astype(np.float32), Q8_0)
+    files = _with_scales(tmp_path / "m.gguf", raw, scales)
+    expected = gguf.dequantize(raw, Q8_0) * np.array(scales, np.float32).reshape(-1, *[1] * (len(shape) - 1))
+    np.testing.assert_array_equal(files.read("blk.0.ffn_up.weight"), expected)
+
+
+def test_scales_that_are_neither_one_nor_one_an_expert_are_refused(tmp_path: Path):
+    files = _with_scales(tmp_path / "m.gguf", gguf.quants.quantize(np.ones((4, 64), np.float32), Q8_0), [1.0] * 4)
+    with pytest.raises(CheckpointError, match=r"'blk.0.ffn_up.scale' is \[4\], 'blk.0.ffn_up.weight' wants \[1\]"):
+        files.read("blk.0.ffn_up.weight")
+
+
+def _with_scales(path: Path, raw: np.ndarray, scales: list[float]) -> GGUFFiles:
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("blk.0.ffn_up.weight", raw, raw_dtype=Q8_0)
+    writer.add_tensor("blk.0.ffn_up.scale", np.array(scales, np.float32))
+    write(writer)
+    return read_gguf(path)[1]
 
 
 def write(writer: GGUFWriter) -> None:

@@ -237,6 +237,10 @@ def test_fields_that_are_missing_have_the_defaults_of_their_architecture():
     assert (config.vocab_size, config.max_positions, config.norm_epsilon) == (32064, 4096, 1e-5)
 
 
+def test_yi_is_llama_by_its_first_name():
+    assert config_of("YiForCausalLM", **SIZES) == config_of("LlamaForCausalLM", **SIZES)
+
+
 def test_parts_that_were_not_converted_are_not_stored():
     fields = {
         **FP8,

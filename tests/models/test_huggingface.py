@@ -196,6 +196,11 @@ def llava(**text: object) -> Fields:
         ("GptOssForCausalLM", {**BASE, "num_local_experts": 4, "head_dim": 16}, dense_gpt_oss),
         ("LlavaForConditionalGeneration", llava(), nested("language_model.model.", "language_model.")),
         ("LlavaForConditionalGeneration", llava(), nested("model.language_model.", "")),
+        (
+            "Mistral3ForConditionalGeneration",
+            llava(model_type="mistral", head_dim=24, sliding_window=None),
+            nested("language_model.model.", "language_model."),
+        ),
     ],
     ids=[
         "phi3",
@@ -208,6 +213,7 @@ def llava(**text: object) -> Fields:
         "gpt-oss",
         "llava",
         "llava newer",
+        "mistral 3 with images",
     ],
 )
 def test_parameters_are_made_of_whatever_tensors_there_are(
@@ -323,6 +329,14 @@ def test_a_configuration_needs_no_weights(tmp_path: Path):
 
 def test_the_configuration_of_an_encoder_is_read_from_its_directory(tmp_path: Path):
     assert read_config(write_tiny_bert(tmp_path)) == BERT_CONFIG
+
+
+def test_the_configuration_of_an_encoder_needs_no_tokenizer_and_no_certain_name(tmp_path: Path):
+    directory = write_tiny_bert(tmp_path)
+    for file in ("model.safetensors", "tokenizer.json"):
+        (directory / file).unlink()
+    (directory / "config.json").rename(directory / "mine.json")
+    assert read_config(directory / "mine.json") == BERT_CONFIG
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path):

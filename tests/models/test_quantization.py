@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoder_files import write_decoder
+from decoder_zoo import CASES
 
 from plait.errors import ConfigurationError
+from plait.models.checkpoint import open_checkpoint
 from plait.models.config import StoredForm
+from plait.models.family import build
 from plait.models.quantization import FP8_BLOCK, dequantize_values, quantize, stored_arrays
 
 FORMS: tuple[StoredForm, ...] = get_args(StoredForm)
@@ -81,6 +86,32 @@ def test_fp8_scales_are_of_blocks_with_ragged_edges() -> None:
     np.testing.assert_allclose(scales, [[1 / 448, 1 / 448], [1000 / 448, 1000 / 448]], rtol=1e-6)
     np.testing.assert_allclose(restored(weight, "fp8"), weight, rtol=1e-6)
     assert float(values.astype(np.float32).max()) == 448.0
+
+
+@pytest.mark.parametrize(("name", "form"), [("deepseek_fp8", "fp8"), ("gpt_oss", "mxfp4")], ids=["fp8", "mxfp4"])
+def test_weights_of_files_in_a_form_stay_exactly_what_they_are(tmp_path: Path, name: str, form: StoredForm) -> None:
+    checkpoint = open_checkpoint(write_decoder(CASES[name], tmp_path, "published"))
+    parameters = build(checkpoint.config, "float32").parameters
+    stored = [f"{tensor.removesuffix('scales')}weight" for tensor in parameters if tensor.endswith("scales")]
+    assert stored
+    for tensor in stored:
+        arrays = checkpoint.read_stored(tensor, form)
+        assert [(a.shape, a.dtype) for a in arrays] == [
+            (parameters[part].shape, parameters[part].dtype)
+            for part in (tensor, f"{tensor.removesuffix('weight')}scales")
+        ]
+        restored = dequantize_values(jnp.asarray(arrays[0]), jnp.asarray(arrays[1]), form, "float32")
+        np.testing.assert_array_equal(np.asarray(restored), checkpoint.read(tensor), err_msg=tensor)
+
+
+def test_dense_weights_are_stored_in_any_form(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_decoder(CASES["llama2"], tmp_path, "saved"))
+    tensor = "layers.0.mlp.up.weight"
+    for form in FORMS:
+        for array, expected in zip(
+            checkpoint.read_stored(tensor, form), quantize(checkpoint.read(tensor), form), strict=True
+        ):
+            np.testing.assert_array_equal(array, expected)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused() -> None:
