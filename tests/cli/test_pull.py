@@ -62,7 +62,9 @@ def test_a_model_of_the_hub_is_pulled_listed_and_kept_for_offline_use(hub: FakeH
     offline = environment(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     assert plait_process("pull", "hf:acme/tiny", "--json", env=offline).stdout == done.stdout
     listed = json.loads(plait_process("models", "--json", env=offline).stdout)
-    assert listed[-1] == pulled | {
+    (kept,) = (model for model in listed if model["kind"] == "hub")
+    assert kept == pulled | {
+        "kind": "hub",
         "description": "in the cache of the Hugging Face Hub",
         "licence": None,
         "is_cached": True,
