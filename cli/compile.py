@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -24,50 +24,64 @@ _DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 _DEFAULT_SEQUENCE = 2048  # tokens, if the model has so many positions
 
 
+_Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A name of `plait models`, hf:ORG/NAME, a config.json or its directory, a .gguf file."
+    ),
+]
+_Phase: TypeAlias = Annotated[
+    Literal["prefill", "decode", "train", "embed"] | None,
+    typer.Option(help="By default decode for a decoder, embed for an encoder."),
+]
+_Batch: TypeAlias = Annotated[int, typer.Option(metavar="N", help="Sequences at once.")]
+_Sequence: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="Context in tokens; 2048 or the most there is by default.")
+]
+_NewTokens: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="Tokens of a prefill step; the whole sequence by default.")
+]
+_Dtype: TypeAlias = Annotated[
+    Literal["f32", "bf16"] | None,
+    typer.Option(
+        help="Of products, KV cache and dense weights; bf16 by default if the model was published in 16 bits."
+    ),
+]
+_Weights: TypeAlias = Annotated[
+    Literal["stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0"],
+    typer.Option(help="Form of the layers' weights; by default as the model stores them."),
+]
+_Optimizer: TypeAlias = Annotated[
+    Literal["adamw", "sgd", "adafactor", "lion"] | None, typer.Option(help="Of phase train; adamw by default.")
+]
+_Remat: TypeAlias = Annotated[
+    bool, typer.Option("--remat", help="In phase train, compute each layer again for its gradient.")
+]
+_Target: TypeAlias = Annotated[str, typer.Option(metavar="NAME|FILE", help="A target, or the path of a TOML file.")]
+_Output: TypeAlias = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="DIR", help="Save plan, graph and program here.")
+]
+_StopAfter: TypeAlias = Annotated[
+    Literal["trace", "plan_memory", "partition", "lower"] | None,
+    typer.Option(help="Last stage to run; partition by default, lower with -o."),
+]
+_Graph: TypeAlias = Annotated[bool, typer.Option("--graph", help="Print every operation too.")]
+
+
 def compile_(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A name of `plait models`, hf:ORG/NAME, a config.json or its directory, a .gguf file.",
-        ),
-    ],
-    phase: Annotated[
-        Literal["prefill", "decode", "train", "embed"] | None,
-        typer.Option(help="By default decode for a decoder, embed for an encoder."),
-    ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Sequences at once.")] = 1,
-    sequence: Annotated[
-        int | None, typer.Option(metavar="N", help="Context in tokens; 2048 or the most there is by default.")
-    ] = None,
-    new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a prefill step; the whole sequence by default.")
-    ] = None,
-    dtype: Annotated[
-        Literal["f32", "bf16"] | None,
-        typer.Option(
-            help="Of products, KV cache and dense weights; bf16 by default if the model was published in 16 bits."
-        ),
-    ] = None,
-    weights: Annotated[
-        Literal["stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0"],
-        typer.Option(help="Form of the layers' weights; by default as the model stores them."),
-    ] = "stored",
-    optimizer: Annotated[
-        Literal["adamw", "sgd", "adafactor", "lion"] | None, typer.Option(help="Of phase train; adamw by default.")
-    ] = None,
-    remat: Annotated[
-        bool, typer.Option("--remat", help="In phase train, compute each layer again for its gradient.")
-    ] = False,
-    target: Annotated[str, typer.Option(metavar="NAME|FILE", help="A target, or the path of a TOML file.")] = "cpu",
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Save plan, graph and program here.")
-    ] = None,
-    stop_after: Annotated[
-        Literal["trace", "plan_memory", "partition", "lower"] | None,
-        typer.Option(help="Last stage to run; partition by default, lower with -o."),
-    ] = None,
-    graph: Annotated[bool, typer.Option("--graph", help="Print every operation too.")] = False,
+    source: _Source,
+    phase: _Phase = None,
+    batch: _Batch = 1,
+    sequence: _Sequence = None,
+    new_tokens: _NewTokens = None,
+    dtype: _Dtype = None,
+    weights: _Weights = "stored",
+    optimizer: _Optimizer = None,
+    remat: _Remat = False,
+    target: _Target = "cpu",
+    output: _Output = None,
+    stop_after: _StopAfter = None,
+    graph: _Graph = False,
     json: Json = False,
 ) -> None:
     """Plan one model in one configuration.
@@ -113,16 +127,20 @@ def compile_(
         )
     files = [] if output is None else compilation.save(output)
     if json:
-        data = json_text.loads(compilation.to_json())
-        if graph:
-            data["operations"] = json_text.loads(compilation.traced.graph.to_json())["operations"]
-        print_json({**data, "files": [str(file) for file in files]})
+        _print_json(compilation, files, graph=graph)
         return
     if graph:
         print(compilation.traced.graph.as_text())
     print_facts(_facts(compilation))
     if files:
         print(f"\nsaved to {output}: {', '.join(file.name for file in files)}")
+
+
+def _print_json(compilation: Compilation, files: list[Path], *, graph: bool) -> None:
+    data = json_text.loads(compilation.to_json())
+    if graph:
+        data["operations"] = json_text.loads(compilation.traced.graph.to_json())["operations"]
+    print_json({**data, "files": [str(file) for file in files]})
 
 
 def _training(phase: Phase, optimizer: Optimizer | None, *, remat: bool) -> Training | None:

@@ -27,6 +27,7 @@ __all__ = [
     "Positive",
     "Size",
     "Theta",
+    "activation",
     "yarn_magnitude",
 ]
 

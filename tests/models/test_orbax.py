@@ -126,6 +126,9 @@ def test_convert_writes_a_directory_that_compiles(tmp_path: Path) -> None:
     command = [*plait, "convert", str(source), "-o", str(tmp_path / "out"), "--dtype", "bf16", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["tensors"] == len(open_checkpoint(source).tensor_names)
+    compiled = [*plait, "compile", str(tmp_path / "out"), "--phase", "decode", "--json"]
+    plan = subprocess.run(compiled, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(plan.stdout)["configuration"]["phase"] == "decode"
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 2
     assert again.stderr.strip().splitlines() == [
