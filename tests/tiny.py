@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import tokenizers
+from encoder_zoo import write_variant
 from safetensors.numpy import save_file
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
@@ -123,6 +124,21 @@ def build_tiny_bundle(directory: Path, *, target: str = "cpu-tiered", hbm: str |
         },
     }
     return build_bundle(BundleSpec.model_validate(spec), directory / "tiny.plait", base=directory).path
+
+
+def build_classifiers(directory: Path, models: Mapping[str, str], *, batch: int) -> Path:
+    """Builds a bundle of encoders, variants of `encoder_zoo`, and returns its path.
+
+    Args:
+        directory: Where the variants, each under its own name, and the bundle are written.
+        models: The variant of each model of the bundle.
+        batch: Of each model.
+    """
+    for name in models.values():
+        write_variant(directory / name, name)
+    sources = {model: {"source": source, "batch": batch} for model, source in models.items()}
+    spec = BundleSpec.model_validate({"bundle": "classifiers", "target": "cpu", "models": sources})
+    return build_bundle(spec, directory / "classifiers.plait", base=directory).path
 
 
 def _random_tensors(config: ModelConfig, seed: int, rename: Callable[[str], str]) -> dict[str, np.ndarray]:

@@ -4,22 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from encoder_zoo import write_variant
-
-from plait.compiler.bundle.build import build_bundle
-from plait.compiler.bundle.spec import BundleSpec
+from tiny import build_classifiers
 
 MODELS = {"rank": "bert-score", "guard": "roberta-labels", "embed": "bert-mean"}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("classifiers")
-    for name in MODELS.values():
-        write_variant(directory / name, name)
-    models = {model: {"source": source, "batch": 1} for model, source in MODELS.items()}
-    spec = BundleSpec.model_validate({"bundle": "classifiers", "target": "cpu", "models": models})
-    return build_bundle(spec, directory / "classifiers.plait", base=directory).path
+    return build_classifiers(tmp_path_factory.mktemp("classifiers"), MODELS, batch=1)
 
 
 def test_a_classifier_prints_the_probability_of_each_label(plait, bundle: Path) -> None:

@@ -10,10 +10,9 @@ import httpx
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from encoder_zoo import PAIRS, TEXTS, write_variant
+from encoder_zoo import PAIRS, TEXTS
+from tiny import build_classifiers
 
-from plait.compiler.bundle.build import build_bundle
-from plait.compiler.bundle.spec import BundleSpec
 from plait.errors import ContextLengthError, InvalidRequestError
 from plait.models.checkpoint import open_checkpoint
 from plait.models.family import build
@@ -26,12 +25,7 @@ QUERY, DOCUMENTS = "what is it?", ["a cat", "dogs sleep", "x"]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("classifiers")
-    for name in MODELS.values():
-        write_variant(directory / name, name)
-    models = {model: {"source": source, "batch": 2} for model, source in MODELS.items()}
-    spec = BundleSpec.model_validate({"bundle": "classifiers", "target": "cpu", "models": models})
-    return build_bundle(spec, directory / "classifiers.plait", base=directory).path
+    return build_classifiers(tmp_path_factory.mktemp("classifiers"), MODELS, batch=2)
 
 
 @pytest.fixture(scope="module")
