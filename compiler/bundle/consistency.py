@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import pydantic
-
 from ...errors import BundleIntegrityError, ConfigurationError
 from ...models.config import DecoderConfig
 from .digests import num_chunks
@@ -110,8 +108,3 @@ def _check_known(what: str, known: set[str], names: Iterable[str]) -> None:
             raise BundleIntegrityError(
                 f"manifest.json's {what} names {name!r}, which is no model; known: {', '.join(sorted(known))}"
             )
-
-
-def _first(error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
