@@ -15,7 +15,7 @@ from .graph import Graph
 from .memory import MemoryPlan
 from .target import Target
 
-__all__ = ["StepCost", "step_cost"]
+__all__ = ["StepCost", "operation_seconds", "step_cost"]
 
 _SHORT_NAMES = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -49,11 +49,26 @@ def step_cost(graph: Graph, memory: MemoryPlan, dtype: str, target: Target) -> S
         dtype: That products are computed in, which decides the peak; weights may be stored in fewer bits.
         target: The machine.
     """
-    peaks = target.compute.flops_per_s
-    peak = peaks.get(_SHORT_NAMES.get(dtype, dtype), min(peaks.values()))
     moved = sum(graph.input_bytes_read) + memory.constant_bytes + memory.output_bytes + memory.rewritten_bytes
     return StepCost(
-        compute_seconds=graph.flops / peak,
+        compute_seconds=graph.flops / _peak(target, dtype),
         memory_seconds=moved / target.tiers["hbm"].bandwidth_bytes_per_s,
         launch_seconds=target.compute.launch_seconds,
     )
+
+
+def operation_seconds(flops: float, moved_bytes: float, dtype: str, target: Target) -> float:
+    """Returns the time of one operation on one device: its FLOPs at the peak or its bytes at the bandwidth.
+
+    Args:
+        flops: Of this device's part.
+        moved_bytes: That this device reads from its memory or writes there.
+        dtype: That products are computed in, which decides the peak.
+        target: The machine.
+    """
+    return max(flops / _peak(target, dtype), moved_bytes / target.tiers["hbm"].bandwidth_bytes_per_s)
+
+
+def _peak(target: Target, dtype: str) -> float:
+    peaks = target.compute.flops_per_s
+    return peaks.get(_SHORT_NAMES.get(dtype, dtype), min(peaks.values()))

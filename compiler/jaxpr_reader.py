@@ -24,7 +24,7 @@ from .ops.loops import fold, known_integer, scan_layout, trip_count
 from .ops.traffic import equation_traffic, is_view, updates_operand
 from .source import source_line
 
-__all__ = ["Argument", "Reading", "read_jaxpr"]
+__all__ = ["Argument", "FlatEquation", "Reading", "read_jaxpr"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,24 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class FlatEquation:
+    """The equation that an operation of the graph was read from, and what it is applied to there.
+
+    JAX traces equal calls of a jitted function once, so one equation may be that of several operations.
+    """
+
+    equation: JaxprEqn
+    operands: tuple[int | Literal, ...]  # value ids or scalar literals
+    results: tuple[int, ...]  # value ids
+
+
+@dataclass(frozen=True)
 class Reading:
     """A graph, and what it does to its inputs."""
 
     graph: Graph
+    equations: tuple[FlatEquation, ...]  # of each operation
+    constants: dict[int, object]  # values of the graph's constants, by id
     reads: tuple[int, ...]  # bytes read of each input
     writes: tuple[int, ...]  # bytes written of each output
     updates: tuple[tuple[int, int], ...]  # (output, input) positions: the output is the input's buffer, updated
@@ -50,6 +64,7 @@ class Reading:
 class _Operand:
     value: int | None  # id; None for a literal
     number: int | None = None  # its value, if it is a known integer
+    literal: Literal | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,8 @@ class _Reader:
     values: list[Value] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     roots: list[int] = field(default_factory=list)  # by value id: the value whose buffer it is
+    equations: list[FlatEquation] = field(default_factory=list)
+    constants: dict[int, object] = field(default_factory=dict)
     root_reads: dict[int, int] = field(default_factory=dict)
     root_writes: dict[int, int] = field(default_factory=dict)
 
@@ -116,7 +133,7 @@ class _Reader:
         inner = open_jaxpr(jaxpr)
         env: dict[Var, _Operand] = dict(zip(inner.invars, operands, strict=True))
         for var, const in zip(inner.constvars, closed_over(jaxpr), strict=True):
-            env[var] = self.declare(var, Argument("constant", number=known_integer(const)))
+            env[var] = self.constant(var, const)
         for equation in inner.eqns:
             arguments = [self.resolve(atom, env) for atom in equation.invars]
             results = self.equation(equation, arguments, _inside(where, equation))
@@ -127,8 +144,15 @@ class _Reader:
         if not isinstance(atom, Literal):
             return env[atom]
         if shape_of(atom) != ():
-            return self.declare(atom, Argument("constant"))
-        return _Operand(None, known_integer(atom.val))
+            return self.constant(atom, atom.val)
+        return _Operand(None, known_integer(atom.val), atom)
+
+    def constant(self, atom: Atom, content: object) -> _Operand:
+        """Adds a value that the jaxpr closes over."""
+        operand = self.declare(atom, Argument("constant", number=known_integer(content)))
+        assert operand.value is not None
+        self.constants[operand.value] = content
+        return operand
 
     def equation(self, equation: JaxprEqn, operands: Sequence[_Operand], where: _Where) -> list[_Operand]:
         if (called := called_jaxpr(equation)) is not None:
@@ -204,17 +228,19 @@ class _Reader:
         """Adds one operation; `updates` are (result, operand) positions."""
         results = [self.declare(var, Argument("intermediate")) for var in equation.outvars]
         inputs = [operand.value for operand in operands if operand.value is not None]
+        outputs = tuple(result.value for result in results if result.value is not None)
         shared = self._share(results, operands, [(0, 0)] if view else updates)
         for operand, num_bytes in zip(operands, cost.reads, strict=True):
             self._charge(self.root_reads, operand, num_bytes)
         for result, num_bytes in zip(results, cost.writes, strict=True):
             self._charge(self.root_writes, result, num_bytes)
+        self.equations.append(FlatEquation(equation, tuple(map(_flat, operands)), outputs))
         self.operations.append(
             Operation(
                 id=len(self.operations),
                 name=name or equation.primitive.name,
                 inputs=tuple(inputs),
-                outputs=tuple(result.value for result in results if result.value is not None),
+                outputs=outputs,
                 flops=cost.flops,
                 product_flops=cost.product_flops,
                 bytes_read=cost.bytes_read,
@@ -255,7 +281,7 @@ class _Reader:
         """Returns the graph of all that was added, and what it does to its inputs."""
         input_ids = [operand.value for operand in inputs if operand.value is not None]
         output_ids = [
-            self.declare(atom, Argument("constant")).value if operand.value is None else operand.value
+            self.constant(atom, operand.literal.val).value if operand.literal is not None else operand.value
             for atom, operand in outputs
         ]
         results = [value for value in output_ids if value is not None]
@@ -275,7 +301,13 @@ class _Reader:
         reads = tuple(min(self.values[value].bytes, self.root_reads.get(value, 0)) for value in input_ids)
         values, operations = tuple(self.values), tuple(self.operations)
         graph = Graph(name, values, operations, tuple(input_ids), tuple(results), input_bytes_read=reads)
-        return Reading(graph, reads, tuple(writes), tuple(updates))
+        return Reading(graph, tuple(self.equations), self.constants, reads, tuple(writes), tuple(updates))
+
+
+def _flat(operand: _Operand) -> int | Literal:
+    flat = operand.literal if operand.value is None else operand.value
+    assert flat is not None
+    return flat
 
 
 def _shape_and_dtype(atom: Atom) -> tuple[tuple[int, ...], str]:

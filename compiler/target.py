@@ -7,7 +7,7 @@ describes a laptop and a rack; `plait calibrate` writes one for this machine.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ import pydantic
 from ..errors import TargetError
 from . import targets
 
-__all__ = ["Compute", "Link", "Target", "Tier", "load_target", "target_names"]
+__all__ = ["CollectiveRate", "Compute", "Link", "Network", "Target", "Tier", "load_target", "target_names"]
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -55,6 +55,33 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class CollectiveRate:
+    """What one kind of collective was measured to take."""
+
+    __pydantic_config__ = _STRICT
+
+    latency_seconds: float  # of each step
+    bandwidth_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """How devices are connected.
+
+    A collective takes `latency_seconds` for each of its steps and its bytes at the bandwidth of one device's links, in
+    one direction. `overlap` is the share of that time that hides behind compute: 0 says that a step waits for it.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    latency_seconds: float
+    bandwidth_bytes_per_s: float
+    topology: Literal["all_to_all", "ring"] = "all_to_all"
+    overlap: float = 0.0
+    collectives: dict[str, CollectiveRate] = field(default_factory=dict[str, CollectiveRate])  # by kind, if measured
+
+
+@dataclass(frozen=True)
 class Target:
     """A machine, or a virtual one.
 
@@ -72,6 +99,7 @@ class Target:
     tiers: dict[str, Tier]  # "hbm", and "ddr" where the target is tiered
     links: dict[str, Link]  # "ddr->hbm", "disk->ddr", "disk->hbm"
     source: str  # where the numbers are from
+    network: Network = Network(latency_seconds=1e-5, bandwidth_bytes_per_s=1e10)  # between devices
 
     def link(self, source: str, destination: str) -> Link:
         """Returns the link between two tiers.

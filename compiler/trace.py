@@ -22,7 +22,7 @@ from ..models.config import DecoderConfig, ModelConfig
 from ..models.family import build
 from .configuration import Configuration
 from .graph import Graph, ValueKind
-from .jaxpr_reader import Argument, read_jaxpr
+from .jaxpr_reader import Argument, FlatEquation, read_jaxpr
 
 __all__ = ["Traced", "trace", "trace_model"]
 
@@ -35,6 +35,8 @@ class Traced:
 
     graph: Graph
     jaxpr: ClosedJaxpr
+    equations: tuple[FlatEquation, ...]  # of each operation of the graph
+    constants: dict[int, object]  # values of the graph's constants, by value id
     in_names: tuple[str, ...]  # of the flattened arguments
     in_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]  # of the tuple of arguments
     out_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
@@ -120,9 +122,12 @@ def _trace(
     arguments: Sequence[Argument],
 ) -> Traced:
     jaxpr, results = jax.make_jaxpr(function, return_shape=True)(*abstract_args)
+    reading = read_jaxpr(jaxpr, name, arguments)
     return Traced(
-        graph=read_jaxpr(jaxpr, name, arguments).graph,
+        graph=reading.graph,
         jaxpr=jaxpr,
+        equations=reading.equations,
+        constants=reading.constants,
         in_names=tuple(argument.name for argument in arguments),
         in_tree=jax.tree.structure(tuple(abstract_args)),
         out_tree=jax.tree.structure(results),

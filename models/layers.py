@@ -39,6 +39,7 @@ __all__ = [
     "clamped_swiglu",
     "dequantize",
     "embedding",
+    "extended",
     "layer_norm",
     "linear",
     "normalize",
@@ -137,7 +138,8 @@ def rope(x: Float[Array, "batch seq heads size"], positions: Int[Array, "batch s
         cos, sin = cos * spec.magnitude, sin * spec.magnitude
     turning, rest = x[..., :size].astype(jnp.float32), x[..., size:]
     if spec.is_interleaved:
-        low, high = turning[..., 0::2], turning[..., 1::2]
+        pairs = turning.reshape(*turning.shape[:-1], size // 2, 2)
+        low, high = pairs[..., 0], pairs[..., 1]
     else:
         low, high = jnp.split(turning, 2, axis=-1)
     turned = [low * cos - high * sin, high * cos + low * sin]
@@ -191,9 +193,7 @@ def attention(
     batch, new, heads, size = query.shape
     kv_heads = key.shape[2]
     positions = start[:, None] + jnp.arange(new)
-    rows = jnp.arange(batch)[:, None]
-    key_cache = key_cache.at[rows, positions].set(key.astype(key_cache.dtype), mode="drop")
-    value_cache = value_cache.at[rows, positions].set(value.astype(value_cache.dtype), mode="drop")
+    key_cache, value_cache = extended(key_cache, key, positions), extended(value_cache, value, positions)
     keys, values, seen_at = _seen(key_cache, value_cache, start, new, window)
     grouped = query.astype(jnp.float32).reshape(batch, new, kv_heads, heads // kv_heads, size) * scale
     scores = jnp.einsum("bnkgd,bckd->bkgnc", grouped, keys.astype(jnp.float32))
@@ -213,6 +213,16 @@ def attention(
     return out.reshape(query.shape).astype(query.dtype), key_cache, value_cache
 
 
+def extended(
+    cache: Float[Array, "batch context ..."], new: Float[Array, "batch new ..."], positions: Int[Array, "batch new"]
+) -> Float[Array, "batch context ..."]:
+    """Returns a cache with new entries written; those past its end are dropped."""
+    # One sequence at a time, so that the tracer sees sequences that have nothing to do with each other.
+    return jax.vmap(lambda old, entries, at: old.at[at].set(entries, mode="drop"))(
+        cache, new.astype(cache.dtype), positions
+    )
+
+
 def _seen(
     key_cache: Array, value_cache: Array, start: Array, new: int, window: int
 ) -> tuple[Array, Array, Int[Array, "batch seen"]]:
@@ -223,8 +233,8 @@ def _seen(
         return key_cache, value_cache, jnp.broadcast_to(jnp.arange(context), (batch, context))
     first = jnp.clip(start - window + 1, 0, context - num_seen)
     seen_at = first[:, None] + jnp.arange(num_seen)
-    rows = jnp.arange(batch)[:, None]
-    return key_cache[rows, seen_at], value_cache[rows, seen_at], seen_at
+    look_up = jax.vmap(lambda cache, at: cache[at])
+    return look_up(key_cache, seen_at), look_up(value_cache, seen_at), seen_at
 
 
 @named_op

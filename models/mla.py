@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from .config import DecoderConfig, Rope, StoredForm
-from .layers import Linear, MakeParameter, RMSNorm, dequantize, rope, rope_options
+from .layers import Linear, MakeParameter, RMSNorm, dequantize, extended, rope, rope_options
 from .named_ops import named_op
 
 __all__ = ["LatentSelfAttention", "head_weights", "latent_attention", "product"]
@@ -53,12 +53,10 @@ def latent_attention(
     Returns:
         The heads' outputs [batch, new, heads, value] and both caches with the new entries written.
     """
-    batch, new, heads, nope = query.shape
+    _, new, heads, nope = query.shape
     to_key, to_value = head_weights(up, heads, nope, form=form, dtype=dtype)
     positions = start[:, None] + jnp.arange(new)
-    rows = jnp.arange(batch)[:, None]
-    latent_cache = latent_cache.at[rows, positions].set(latent.astype(latent_cache.dtype), mode="drop")
-    rope_cache = rope_cache.at[rows, positions].set(rope_key.astype(rope_cache.dtype), mode="drop")
+    latent_cache, rope_cache = extended(latent_cache, latent, positions), extended(rope_cache, rope_key, positions)
     latents = latent_cache[:, :, 0].astype(jnp.float32)
     scores = jnp.einsum("bnhr,bcr->bhnc", rope_query.astype(jnp.float32), rope_cache[:, :, 0].astype(jnp.float32))
     if new == 1:

@@ -1,42 +1,45 @@
-"""Partitioning: which device computes what.
+"""The sharding of one graph over one mesh: what is decided, and what follows from it.
 
-One device is the only mesh there is yet: every value is whole and nothing is communicated, so the plan is optimal and
-its lower bound is its cost.
+Decided are the layout of every input, the mesh axes of every operation's factors, a layout for each value that several
+operations read, and the layouts of the outputs. The reshards between them, and so all collectives, follow
+(`reshard.py`): a value is brought from the layout it is made in to its shared layout, if it has one, and from there to
+the layout that each of its readers wants, once for each such layout.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..errors import ConfigurationError
-from .cost import StepCost
+from ..graph import Graph
+from ..mesh import Layout, Mesh
 
-__all__ = ["Partition", "partition"]
+__all__ = ["OperationSharding", "Sharding"]
 
 
 @dataclass(frozen=True)
-class Partition:
-    """A sharding of a graph over a mesh, with its certificate."""
+class OperationSharding:
+    """How one operation is divided."""
 
-    mesh: dict[str, int]  # size by axis; empty for one device
-    cost: float  # seconds of a step
-    lower_bound: float  # seconds that no partition on this mesh can go below
-    status: str = "optimal"
-    seconds: float = 0.0  # that the search took
-    collectives: tuple[str, ...] = field(default=())  # none on one device
-
-    @property
-    def gap(self) -> float:
-        """How far the cost may be from the best possible, relative to it."""
-        return 0.0 if self.cost == 0 else (self.cost - self.lower_bound) / self.cost
+    axes: tuple[tuple[str, ...], ...]  # of each factor of its rule, major to minor
+    passed: tuple[str, ...]  # axes over which it passes partial sums on, sorted
+    operands: tuple[Layout, ...]  # of each operand of its equation, literals too
+    results: tuple[Layout, ...]
 
 
-def partition(cost: StepCost, num_devices: int) -> Partition:
-    """Returns the partition of a step over one device.
+@dataclass(frozen=True)
+class Sharding:
+    """How a graph is laid over a mesh."""
 
-    Raises:
-        ConfigurationError: if the target has more devices.
-    """
-    if num_devices != 1:
-        raise ConfigurationError(f"the target has {num_devices} devices; plans for more than one are not made yet")
-    return Partition(mesh={}, cost=cost.seconds, lower_bound=cost.seconds)
+    mesh: Mesh
+    inputs: tuple[Layout, ...]  # of each input of the graph
+    constants: dict[int, Layout]  # of each constant, by value id; every device has all of them and takes its part
+    operations: tuple[OperationSharding, ...]  # of each operation of the graph
+    shared: dict[int, Layout]  # of values that several operations read, by value id: brought there once
+    outputs: tuple[Layout, ...]  # of each output of the graph
+
+    def layouts(self, graph: Graph) -> dict[int, Layout]:
+        """Returns the layout in which each value is kept, by value id: the shared one where there is one."""
+        layouts = dict(zip(graph.inputs, self.inputs, strict=True)) | self.constants
+        for operation, division in zip(graph.operations, self.operations, strict=True):
+            layouts.update(zip(operation.outputs, division.results, strict=True))
+        return layouts | self.shared

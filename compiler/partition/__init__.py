@@ -1,0 +1,1 @@
+"""Partitioning: which device holds and computes which part of every value, and what is communicated for it."""
