@@ -27,7 +27,7 @@ from ..errors import ConfigurationError
 from ..models.config import DecoderConfig, ModelConfig
 from ..models.decoder import Decoder, DecoderLayer
 from ..models.family import ModelFunction, Parameters, build
-from ..models.named_ops import named_op
+from ..models.named_ops import named_op, wide
 from .configuration import Configuration
 from .lower import Program
 from .trace import Traced, trace
@@ -66,11 +66,12 @@ def optimize(
 ) -> tuple[Array, ...]:
     """Returns a parameter and its optimizer state after one step, each in the place of the old one."""
     transformation = _TRANSFORMATIONS[optimizer](rate)
-    wide = parameter.astype(jnp.float32)
-    before = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(transformation.init, wide)), state)
-    updates, after = transformation.update(gradient.astype(jnp.float32), before, wide)
-    new = jax.tree.leaves((optax.apply_updates(wide, updates), after))
-    return tuple(_replace(old, value) for old, value in zip((parameter, *state), new, strict=True))
+    dtype = wide(parameter.dtype)
+    value = parameter.astype(dtype)
+    before = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(transformation.init, value)), state)
+    updates, after = transformation.update(gradient.astype(dtype), before, value)
+    new = jax.tree.leaves((optax.apply_updates(value, updates), after))
+    return tuple(_replace(old, updated) for old, updated in zip((parameter, *state), new, strict=True))
 
 
 def _replace(old: Array, new: Array) -> Array:
@@ -80,17 +81,17 @@ def _replace(old: Array, new: Array) -> Array:
 
 def optimizer_state(parameters: Parameters, optimizer: Optimizer) -> OptimizerState:
     """Returns the state of an optimizer before the first step: its moments are f32 whatever the parameters are."""
-    return {name: _initial_state(parameter.shape, optimizer) for name, parameter in parameters.items()}
+    return {name: _initial_state(value.shape, value.dtype, optimizer) for name, value in parameters.items()}
 
 
-def _initial_state(shape: tuple[int, ...], optimizer: Optimizer) -> list[Array]:
-    return jax.tree.leaves(_TRANSFORMATIONS[optimizer](1.0).init(jnp.zeros(shape, jnp.float32)))
+def _initial_state(shape: tuple[int, ...], dtype: jnp.dtype, optimizer: Optimizer) -> list[Array]:
+    return jax.tree.leaves(_TRANSFORMATIONS[optimizer](1.0).init(jnp.zeros(shape, wide(dtype))))
 
 
 def _abstract_state(parameters: Parameters, optimizer: Optimizer) -> dict[str, list[jax.ShapeDtypeStruct]]:
-    shapes = {parameter.shape for parameter in parameters.values()}  # few: a model's layers are alike
-    states = {shape: jax.eval_shape(lambda shape=shape: _initial_state(shape, optimizer)) for shape in shapes}
-    return {name: states[parameter.shape] for name, parameter in parameters.items()}
+    kinds = {(value.shape, value.dtype) for value in parameters.values()}  # few: a model's layers are alike
+    states = {kind: jax.eval_shape(functools.partial(_initial_state, *kind, optimizer)) for kind in kinds}
+    return {name: states[value.shape, value.dtype] for name, value in parameters.items()}
 
 
 def next_token_loss(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from .config import EncoderConfig
 from .layers import Embedding, LayerNorm, Linear, MakeParameter, normalize, self_attention, vocabulary_max
+from .named_ops import wide
 
 __all__ = ["Bert"]
 
@@ -45,7 +46,7 @@ class EncoderEmbeddings(nnx.Module):
         x = self.word(tokens) + self.position(positions)
         if self.token_type is not None:
             x = x + self.token_type(self._token_types(tokens))
-        return self.norm(x.astype(jnp.float32))
+        return self.norm(x.astype(wide(x.dtype)))
 
     def _token_types(self, tokens: Array) -> Array:
         if self.separator_token_id is None:

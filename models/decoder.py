@@ -17,6 +17,7 @@ from .layers import Embedding, LayerNorm, Linear, MakeParameter, RMSNorm, linear
 from .llama import FeedForward, SelfAttention
 from .mla import LatentSelfAttention
 from .moe import MixtureOfExperts
+from .named_ops import wide
 
 __all__ = ["Decoder", "KVCache"]
 
@@ -100,7 +101,8 @@ class Decoder(nnx.Module):
     def hidden_states(self, tokens: Array, start: Array, cache: KVCache) -> tuple[Float[Array, "b n h"], KVCache]:
         """Returns the f32 hidden states before the final norm, [batch, new, hidden], and the extended cache."""
         with jax.named_scope("embedding"):
-            x = self.embedding(tokens).astype(jnp.float32)
+            x = self.embedding(tokens)
+            x = x.astype(wide(x.dtype))
             if self.embedding_scale != 1.0:
                 x = x * self.embedding_scale
             if self.embedding_norm is not None:

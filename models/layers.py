@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from .config import Activation, Rope, StoredForm
-from .named_ops import Option, named_op
+from .named_ops import Option, named_op, wide
 from .quantization import dequantize_values, stored_arrays
 from .rope import rope_frequencies
 
@@ -84,9 +84,9 @@ def linear(
     bias = scales_and_bias
     if form:
         weight, bias = dequantize(weight, scales_and_bias[0], form=form, dtype=dtype), scales_and_bias[1:]
-    y = jnp.einsum("...i,oi->...o", x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+    y = jnp.einsum("...i,oi->...o", x.astype(weight.dtype), weight, preferred_element_type=wide(weight.dtype))
     for b in bias:
-        y = y + b.astype(jnp.float32)
+        y = y + b.astype(y.dtype)
     return y.astype(x.dtype)
 
 
@@ -101,9 +101,9 @@ def rms_norm(
     x: Float[Array, "... hidden"], weight: Float[Array, " hidden"], *, epsilon: float, offset: float = 0.0
 ) -> Array:
     """Returns `x` scaled to unit root mean square, times `offset + weight`; computed in f32."""
-    y = x.astype(jnp.float32)
+    y = x.astype(wide(x.dtype))
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    factor = weight.astype(jnp.float32)
+    factor = weight.astype(y.dtype)
     return (y * (factor + offset if offset else factor)).astype(x.dtype)
 
 
@@ -112,10 +112,10 @@ def layer_norm(
     x: Float[Array, "... hidden"], weight: Float[Array, " hidden"], bias: Float[Array, " hidden"], *, epsilon: float
 ) -> Array:
     """Returns `x` shifted and scaled to zero mean and unit variance, times `weight` plus `bias`; in f32."""
-    y = x.astype(jnp.float32)
+    y = x.astype(wide(x.dtype))
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    return (y * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+    return (y * weight.astype(y.dtype) + bias.astype(y.dtype)).astype(x.dtype)
 
 
 def rope_options(rope: Rope) -> Mapping[str, Option]:
@@ -136,7 +136,7 @@ def rope(x: Float[Array, "batch seq heads size"], positions: Int[Array, "batch s
     cos, sin = (part[:, :, None] for part in (jnp.cos(angle), jnp.sin(angle)))
     if spec.magnitude != 1.0:
         cos, sin = cos * spec.magnitude, sin * spec.magnitude
-    turning, rest = x[..., :size].astype(jnp.float32), x[..., size:]
+    turning, rest = x[..., :size].astype(wide(x.dtype)), x[..., size:]
     if spec.is_interleaved:
         pairs = turning.reshape(*turning.shape[:-1], size // 2, 2)
         low, high = pairs[..., 0], pairs[..., 1]
@@ -195,21 +195,21 @@ def attention(
     positions = start[:, None] + jnp.arange(new)
     key_cache, value_cache = extended(key_cache, key, positions), extended(value_cache, value, positions)
     keys, values, seen_at = _seen(key_cache, value_cache, start, new, window)
-    grouped = query.astype(jnp.float32).reshape(batch, new, kv_heads, heads // kv_heads, size) * scale
-    scores = jnp.einsum("bnkgd,bckd->bkgnc", grouped, keys.astype(jnp.float32))
+    grouped = query.astype(wide(query.dtype)).reshape(batch, new, kv_heads, heads // kv_heads, size) * scale
+    scores = jnp.einsum("bnkgd,bckd->bkgnc", grouped, keys.astype(grouped.dtype))
     if cap:
         scores = cap * jnp.tanh(scores / cap)
     distance = positions[:, :, None] - seen_at[:, None, :]
     if alibi:
         slopes = alibi_slopes(heads).reshape(kv_heads, -1)[None, :, :, None, None]
-        scores = scores - slopes * distance[:, None, None].astype(jnp.float32)
+        scores = scores - slopes * distance[:, None, None].astype(scores.dtype)
     visible = (distance >= 0) & (distance < window) if window else distance >= 0
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     for sink in sinks:
-        column = sink.astype(jnp.float32).reshape(kv_heads, -1)[None, :, :, None, None]
+        column = sink.astype(scores.dtype).reshape(kv_heads, -1)[None, :, :, None, None]
         scores = jnp.concatenate([scores, jnp.broadcast_to(column, (*scores.shape[:-1], 1))], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)[..., : keys.shape[1]]
-    out = jnp.einsum("bkgnc,bckd->bnkgd", weights, values.astype(jnp.float32))
+    out = jnp.einsum("bkgnc,bckd->bnkgd", weights, values.astype(weights.dtype))
     return out.reshape(query.shape).astype(query.dtype), key_cache, value_cache
 
 
@@ -247,10 +247,11 @@ def self_attention(
     scale: float,
 ) -> Array:
     """Bidirectional attention within each sequence, [batch, seq, heads, size]; padding is not seen."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query.astype(jnp.float32) * scale, key.astype(jnp.float32))
+    dtype = wide(query.dtype)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query.astype(dtype) * scale, key.astype(dtype))
     visible = jnp.arange(key.shape[1]) < lengths[:, None]
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e30), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value.astype(jnp.float32)).astype(query.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value.astype(dtype)).astype(query.dtype)
 
 
 @named_op
@@ -261,16 +262,16 @@ def vocabulary_max(
     lengths: Int[Array, " batch"],
 ) -> Float[Array, "batch vocab"]:
     """SPLADE's sparse vector: for each entry of the vocabulary, max over valid tokens of log1p(relu(logit))."""
-    logits = jnp.einsum("bth,vh->btv", x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bth,vh->btv", x.astype(weight.dtype), weight, preferred_element_type=wide(weight.dtype))
     valid = jnp.arange(x.shape[1]) < lengths[:, None]
-    logits = jnp.where(valid[:, :, None], logits + bias.astype(jnp.float32), 0.0)
+    logits = jnp.where(valid[:, :, None], logits + bias.astype(logits.dtype), 0.0)
     return jnp.log1p(jax.nn.relu(jnp.max(logits, axis=1)))
 
 
 @named_op
 def normalize(x: Float[Array, "batch hidden"]) -> Array:
     """Returns each row scaled to unit length; a zero row stays zero."""
-    y = x.astype(jnp.float32)
+    y = x.astype(wide(x.dtype))
     return (y / jnp.maximum(jnp.linalg.norm(y, axis=-1, keepdims=True), 1e-12)).astype(x.dtype)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from .config import DecoderConfig, Rope, StoredForm
 from .layers import Linear, MakeParameter, RMSNorm, dequantize, extended, rope, rope_options
-from .named_ops import named_op
+from .named_ops import named_op, wide
 
 __all__ = ["LatentSelfAttention", "head_weights", "latent_attention", "product"]
 
@@ -57,14 +57,14 @@ def latent_attention(
     to_key, to_value = head_weights(up, heads, nope, form=form, dtype=dtype)
     positions = start[:, None] + jnp.arange(new)
     latent_cache, rope_cache = extended(latent_cache, latent, positions), extended(rope_cache, rope_key, positions)
-    latents = latent_cache[:, :, 0].astype(jnp.float32)
-    scores = jnp.einsum("bnhr,bcr->bhnc", rope_query.astype(jnp.float32), rope_cache[:, :, 0].astype(jnp.float32))
+    latents = latent_cache[:, :, 0].astype(wide(query.dtype))
+    scores = jnp.einsum("bnhr,bcr->bhnc", rope_query.astype(latents.dtype), rope_cache[:, :, 0].astype(latents.dtype))
     if new == 1:
         inner = product("bnhk,hkl->bnhl", query, to_key)
         scores = scores + jnp.einsum("bnhl,bcl->bhnc", inner, latents)
     else:
         keys = product("bcl,hkl->bchk", latents, to_key)
-        scores = scores + jnp.einsum("bnhk,bchk->bhnc", query.astype(jnp.float32), keys)
+        scores = scores + jnp.einsum("bnhk,bchk->bhnc", query.astype(latents.dtype), keys)
     visible = jnp.arange(latents.shape[1])[None, None, :] <= positions[:, :, None]
     weights = jax.nn.softmax(jnp.where(visible[:, None], scores * scale, -jnp.inf), axis=-1)
     if new == 1:
@@ -83,7 +83,7 @@ def head_weights(up: tuple[Array, ...], heads: int, nope: int, *, form: str, dty
 
 def product(equation: str, x: Array, weight: Array) -> Float[Array, ...]:
     """A product in the weight's type, accumulated in f32."""
-    return jnp.einsum(equation, x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, x.astype(weight.dtype), weight, preferred_element_type=wide(weight.dtype))
 
 
 class LatentSelfAttention(nnx.Module):

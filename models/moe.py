@@ -7,6 +7,8 @@ parallelism.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,9 +17,9 @@ from jaxtyping import Array, Float, Int
 from .config import Activation, DecoderConfig, Experts, StoredForm
 from .layers import ACTIVATIONS, MakeParameter, StoredWeight, clamped_swiglu, dequantize, linear
 from .llama import FeedForward
-from .named_ops import named_op
+from .named_ops import Option, named_op, wide
 
-__all__ = ["MixtureOfExperts", "expert_activation", "moe", "route"]
+__all__ = ["MixtureOfExperts", "expert_activation", "moe", "moe_backward", "route", "weighted_experts"]
 
 
 @named_op
@@ -35,7 +37,7 @@ def route(
     scores = jax.nn.sigmoid(logits) if score == "sigmoid" else jax.nn.softmax(logits, axis=-1)
     eligible = scores
     for bias in selection_bias:
-        eligible = eligible + bias.astype(jnp.float32)
+        eligible = eligible + bias.astype(eligible.dtype)
     if num_groups > 1:
         grouped = eligible.reshape(*eligible.shape[:-1], num_groups, -1)
         best = jnp.sum(jax.lax.top_k(grouped, 2)[0], axis=-1) if score == "sigmoid" else jnp.max(grouped, axis=-1)
@@ -49,8 +51,7 @@ def route(
     return weights * scale, chosen
 
 
-@named_op
-def moe(
+def weighted_experts(
     x: Float[Array, "rows hidden"],
     weights: Float[Array, "rows chosen"],
     chosen: Int[Array, "rows chosen"],
@@ -90,15 +91,15 @@ def moe(
         weight = dequantize(*held[:2], form=form, dtype=dtype) if form else held[0]
         rows = rows.astype(weight.dtype)
         if is_gathered:
-            y = jnp.einsum("ri,roi->ro", rows, weight, preferred_element_type=jnp.float32)
+            y = jnp.einsum("ri,roi->ro", rows, weight, preferred_element_type=wide(weight.dtype))
         else:
-            y = jax.lax.ragged_dot_general(rows, weight, counts, _BY_EXPERT, preferred_element_type=jnp.float32)
-        return y + part[-1][experts].astype(jnp.float32) if has_bias else y
+            y = jax.lax.ragged_dot_general(rows, weight, counts, _BY_EXPERT, preferred_element_type=wide(weight.dtype))
+        return y + part[-1][experts].astype(y.dtype) if has_bias else y
 
     rows = x[order // chosen.shape[1]]
     inner = expert_activation(product(rows, parts[0]), product(rows, parts[1]), activation)
     out = product(inner, parts[2]) * weights.reshape(-1)[order][:, None]
-    summed = jnp.zeros(out.shape, jnp.float32).at[order].set(out).reshape(*chosen.shape, -1).sum(axis=1)
+    summed = jnp.zeros(out.shape, out.dtype).at[order].set(out).reshape(*chosen.shape, -1).sum(axis=1)
     return summed.astype(x.dtype)
 
 
@@ -110,6 +111,50 @@ _BY_EXPERT = jax.lax.RaggedDotDimensionNumbers(
 def expert_activation(gate: Array, up: Array, activation: Activation) -> Array:
     """Returns the gated inner values of an expert."""
     return clamped_swiglu(gate, up) if activation == "clamped_swiglu" else ACTIVATIONS[activation](gate) * up
+
+
+@named_op
+def moe_backward(
+    gradient: Float[Array, "rows hidden"],
+    x: Float[Array, "rows hidden"],
+    weights: Float[Array, "rows chosen"],
+    chosen: Int[Array, "rows chosen"],
+    *arrays: Array,
+    activation: Activation,
+    has_bias: bool = False,
+) -> tuple[Array, ...]:
+    """Returns the gradients of `moe`'s rows, weights and arrays.
+
+    Nothing is kept for it but the operands: the experts' products are computed again.
+    """
+
+    def forward(x: Array, weights: Array, *arrays: Array) -> Array:
+        return weighted_experts(x, weights, chosen, *arrays, activation=activation, has_bias=has_bias)
+
+    _, pull_back = jax.vjp(forward, x, weights, *arrays)
+    return pull_back(gradient)
+
+
+def _gradients(gradient: Array, *operands: Array, **options: Option) -> tuple[Array | None, ...]:
+    of_x, of_weights, *of_arrays = moe_backward(gradient, *operands, **options)
+    return (of_x, of_weights, None, *of_arrays)  # the numbers of experts have none
+
+
+@functools.partial(named_op, backward=_gradients)
+def moe(
+    x: Float[Array, "rows hidden"],
+    weights: Float[Array, "rows chosen"],
+    chosen: Int[Array, "rows chosen"],
+    *arrays: Array,
+    activation: Activation,
+    has_bias: bool = False,
+    form: StoredForm | str = "",
+    dtype: str = "",
+) -> Float[Array, "rows hidden"]:
+    """Returns the weighted sum of each row's experts: `weighted_experts` says how."""
+    return weighted_experts(
+        x, weights, chosen, *arrays, activation=activation, has_bias=has_bias, form=form, dtype=dtype
+    )
 
 
 class Router(nnx.Module):
@@ -125,7 +170,7 @@ class Router(nnx.Module):
         bias = () if self.bias is None else (self.bias[...],)
         selection_bias = () if self.selection_bias is None else (self.selection_bias[...],)
         return route(
-            linear(x, self.weight[...], *bias).astype(jnp.float32),
+            linear(x, self.weight[...], *bias).astype(wide(x.dtype)),
             *selection_bias,
             score=self.experts.score,
             experts_per_token=self.experts.experts_per_token,

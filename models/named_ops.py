@@ -14,16 +14,27 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
-from jax.typing import ArrayLike
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-__all__ = ["Option", "named_op", "parse_op_name"]
+__all__ = ["Option", "named_op", "parse_op_name", "wide"]
 
 Option: TypeAlias = float | int | str | bool
 
 
-def named_op(function: Callable[..., Array | tuple[Array, ...]]):
-    """Makes `function(*arrays, **options)` a named op: one jitted call per set of options."""
+def named_op(
+    function: Callable[..., Array | tuple[Array, ...]],
+    *,
+    backward: Callable[..., tuple[Array | None, ...]] | None = None,
+):
+    """Makes `function(*arrays, **options)` a named op: one jitted call per set of options.
+
+    Args:
+        function: The op's definition.
+        backward: Gradient of the op, itself a named op: from the gradient of its result, its operands and its options
+            to the gradients of its operands, None for one that has none. By default JAX differentiates the definition.
+    """
 
     @functools.cache
     def jitted(options: tuple[tuple[str, Option], ...]):
@@ -35,12 +46,28 @@ def named_op(function: Callable[..., Array | tuple[Array, ...]]):
         op.__name__ = op.__qualname__ = f"{name}[{text}]" if text else name
         return jax.jit(op)
 
+    def gradients(options: tuple[tuple[str, Option], ...], arrays: tuple[Array, ...], gradient: Array):
+        assert backward is not None
+        return backward(gradient, *arrays, **dict(options))
+
+    @functools.cache
+    def differentiable(options: tuple[tuple[str, Option], ...]):
+        op = jax.custom_vjp(jitted(options))
+        op.defvjp(lambda *arrays: (jitted(options)(*arrays), arrays), functools.partial(gradients, options))
+        return op
+
     @functools.wraps(function)
     def call(*arrays: ArrayLike, **options: Option):
-        return jitted(tuple(sorted(options.items())))(*arrays)
+        make = jitted if backward is None else differentiable
+        return make(tuple(sorted(options.items())))(*arrays)
 
     NAMED_OPS.add(function.__name__)
     return call
+
+
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the type that values of `dtype` are accumulated in: f32, or f64 for f64."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 NAMED_OPS: set[str] = set()

@@ -191,10 +191,10 @@ def division_seconds(
 ) -> float:
     """Returns the time that one operation of a group takes on each device, divided so, in seconds.
 
-    Work is divided over all axes of its factors. Bytes are those of weights, caches and optimizer state, at most what
+    Work is divided over all axes of its operands' factors. Bytes are those of weights, caches and optimizer state, at most what
     the operation looks at of them: other operands are taken to stay on chip.
     """
-    num_parts = mesh.num_shards(tuple(axis for axes in division.axes for axis in axes))
+    num_parts = mesh.num_shards(_working_axes(group, division))
     stored = stored_bytes(group, None, mesh)
     share = stored_bytes(group, division, mesh) / stored if stored else 0.0
     operation = group.representative
@@ -202,6 +202,13 @@ def division_seconds(
     seconds = operation_seconds(operation.flops / num_parts, moved, dtype, target)
     inside = internal_collectives(group.equation, Division(group.rule, mesh, division.axes))
     return seconds + sum(collective_seconds(c.kind, c.bytes, mesh.num_shards(c.axes), target.network) for c in inside)
+
+
+def _working_axes(group: OperationGroup, division: OperationSharding) -> tuple[str, ...]:
+    """Returns the axes over which the work is divided: those of factors that an operand has, or any if there is none."""
+    read = {factor for access in group.rule.operands for dim in access.dims for factor in dim}
+    factors = read or range(len(division.axes))
+    return tuple(dict.fromkeys(axis for factor in factors for axis in division.axes[factor]))
 
 
 def stored_bytes(group: OperationGroup, division: OperationSharding | None, mesh: Mesh) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 
 from ...errors import ConfigurationError
 
-__all__ = ["INFINITE_COST", "Edge", "Problem", "read_problem", "write_problem"]
+__all__ = ["INFINITE_COST", "Edge", "Problem", "load_document", "parse_problem", "read_problem", "write_problem"]
 
 INFINITE_COST = 1e18  # in files, and from there on anywhere
 
@@ -87,7 +87,7 @@ class Problem:
         expected = (self.costs[edge.source].size, self.costs[edge.target].size)
         if edge.costs.shape != expected:
             raise ConfigurationError(
-                f"edge {number} has costs of shape {list(edge.costs.shape)}; its nodes' strategies make {list(expected)}"
+                f"edge {number} has costs {list(edge.costs.shape)}; its nodes' strategies need {list(expected)}"
             )
         if np.isnan(edge.costs).any() or np.isneginf(edge.costs).any():
             raise ConfigurationError(f"edge {number} has a cost that is no number; forbid by {INFINITE_COST:g}")
@@ -114,7 +114,15 @@ def read_problem(path: Path) -> Problem:
     Raises:
         ConfigurationError: if the file cannot be read or says something else than a problem.
     """
-    document = _load(path)
+    return parse_problem(load_document(path), path)
+
+
+def parse_problem(document: object, path: Path) -> Problem:
+    """Returns the problem in a document that `load_document` got from a file.
+
+    Raises:
+        ConfigurationError: if it says something else than a problem; the message begins with the path.
+    """
     try:
         return _parse(document)
     except ConfigurationError as error:
@@ -161,7 +169,12 @@ def _numbers(values: np.ndarray) -> list[float]:
     return finite.astype(np.int64).tolist() if is_integral else finite.astype(np.float64).tolist()
 
 
-def _load(path: Path) -> object:
+def load_document(path: Path) -> object:
+    """Returns what a JSON file says, which may be compressed.
+
+    Raises:
+        ConfigurationError: if the file cannot be read, is damaged, or is not JSON.
+    """
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -270,9 +283,11 @@ def _pair(row: object, what: str) -> tuple[int, int]:
 
 
 def _limit(value: object) -> float | None:
-    if value is None or type(value) in (int, float):
-        return None if value is None else float(min(value, 1e300))  # type: ignore[type-var, arg-type]
-    _refuse("the usage limit", "a number or null", value)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        _refuse("the usage limit", "a number or null", value)
+    return float(min(value, 1e300))
 
 
 def _refuse(what: str, expected: str, value: object) -> NoReturn:

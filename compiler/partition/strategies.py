@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from ..mesh import Layout, Mesh
 from ..ops.sharding.rule import Rule
@@ -16,7 +17,8 @@ from .plan import OperationSharding
 
 __all__ = ["input_layouts", "operation_strategies"]
 
-_Choice = int | frozenset[int] | None  # of an axis: a factor, the operands whose partial sums pass, or neither
+# Of an axis: a factor, two that it exchanges, the operands whose partial sums pass, or none of these.
+_Choice: TypeAlias = int | tuple[int, int] | frozenset[int] | None
 
 
 def operation_strategies(rule: Rule, mesh: Mesh) -> tuple[OperationSharding, ...]:
@@ -25,7 +27,7 @@ def operation_strategies(rule: Rule, mesh: Mesh) -> tuple[OperationSharding, ...
     An axis is given to a factor only if the factor's size divides; a factor's axes are in the order of the mesh.
     """
     factors = [f for f, size in enumerate(rule.sizes) if f not in rule.blocked and size > 1]
-    choices: list[_Choice] = [None, *factors, *rule.linear]
+    choices: list[_Choice] = [None, *factors, *rule.exchanges, *rule.linear]
     found: dict[OperationSharding, None] = {}
     for choice in itertools.product(choices, repeat=len(mesh.axes)):
         strategy = _strategy(rule, mesh, choice)
@@ -38,8 +40,9 @@ def _strategy(rule: Rule, mesh: Mesh, choice: tuple[_Choice, ...]) -> OperationS
     axes: list[tuple[str, ...]] = [()] * len(rule.sizes)
     passed: list[tuple[str, frozenset[int]]] = []
     for axis, chosen in zip(mesh.axes, choice, strict=True):
-        if isinstance(chosen, int):
-            axes[chosen] = (*axes[chosen], axis)
+        if isinstance(chosen, int | tuple):
+            for factor in (chosen,) if isinstance(chosen, int) else chosen:
+                axes[factor] = (*axes[factor], axis)
         elif chosen is not None:
             passed.append((axis, chosen))
     if any(size % mesh.num_shards(own) for size, own in zip(rule.sizes, axes, strict=True) if own):

@@ -3,8 +3,8 @@
 The factors are found by propagation: every dim of every value in the body is a stretch of atoms, and the rule of each
 equation unites the atoms that it divides alike. What any equation keeps whole stays whole. A sum over a divided atom
 may leave the body as a partial result, if all equations that it passes on its way are linear in it; what is added to it
-on the way is added by one device. Otherwise the atom is blocked, for inside a body nothing is communicated. One device then computes its part by evaluating the body on its
-parts.
+on the way is added by one device. Otherwise the atom is blocked, for inside a body nothing is communicated. One device
+then computes its part by evaluating the body on its parts.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ class Composite:
     _atoms: Atoms
     _bodies: tuple[_Body, ...]
     _leaves: tuple[int, ...]  # of each factor
+
+    def is_itself(self, division: Division) -> bool:
+        """Whether one device's part is the op itself applied to its parts: nothing inside counts on one device only."""
+        axes = dict(zip(self._leaves, division.axes, strict=True))
+        masks = (leaves for body in self._bodies for step in body.steps for leaves in step.masks.values())
+        return not any(axes.get(leaf) for leaves in masks for leaf in leaves)
 
     def evaluate(
         self, equation: JaxprEqn, operands: Sequence[Array], division: Division, evaluate: EvaluateEquation

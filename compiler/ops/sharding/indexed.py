@@ -7,6 +7,7 @@ partial sum, since all other devices have zeros there; a scatter writes its own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn

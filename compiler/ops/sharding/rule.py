@@ -34,6 +34,9 @@ class Rule:
     `linear` holds sets of operand positions: the results are linear in the operands of a set, taken together, while
     the others are whole. If all operands of one set are partial sums over a mesh axis, so are all results, and nothing
     has to be combined before. The empty set says that the results are all zeros, which is a partial sum of anything.
+
+    `exchanges` holds pairs of factors that one axis can divide both: of a mixture of experts rows and experts, where
+    each device holds some of either and rows are sent to their experts and back inside.
     """
 
     sizes: tuple[int, ...]  # of each factor
@@ -41,12 +44,16 @@ class Rule:
     results: tuple[Access, ...]
     blocked: frozenset[int] = frozenset()
     linear: tuple[frozenset[int], ...] = ()
+    exchanges: tuple[tuple[int, int], ...] = ()
     note: str = ""  # why nothing can be divided, if there is no rule for this equation
 
     def layout(self, access: Access, axes: tuple[tuple[str, ...], ...]) -> Layout:
         """Returns the layout of an operand or result when `axes[factor]` are the mesh axes of each factor."""
         dims = tuple(tuple(axis for factor in dim for axis in axes[factor]) for dim in access.dims)
-        partial: list[tuple[str, Reduction]] = [(a, how) for factor, how in access.partial for a in axes[factor]]
+        inside = {axis for dim in dims for axis in dim}  # of an exchange, which leaves nothing to be combined
+        partial: list[tuple[str, Reduction]] = [
+            (axis, how) for factor, how in access.partial for axis in axes[factor] if axis not in inside
+        ]
         return Layout(dims, tuple(sorted(partial)))
 
 

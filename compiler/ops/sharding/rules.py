@@ -62,13 +62,14 @@ def evaluate(
         return evaluate(equation, operands, division, implementations)
 
     if (named := _named(equation)) is not None:
-        return list(named[0].evaluate(equation, operands, division, implementations))
+        return list(named[0].evaluate(equation, operands, division, implementations, named[1]))
     if is_composite(equation):
         op = parse_op_name(str(equation.params.get("name", "")))
-        if op is not None and op[0] in implementations:
+        composite = _composite(equation)
+        if op is not None and op[0] in implementations and composite.is_itself(division):
             result = implementations[op[0]](*operands, **op[1])
             return list(result) if isinstance(result, tuple) else [result]  # type: ignore[list-item]
-        return _composite(equation).evaluate(equation, operands, division, inner)
+        return composite.evaluate(equation, operands, division, inner)
     known = PRIMITIVES.get(equation.primitive.name)
     if known is None or known.evaluate is None:
         return list(bind(equation, operands))
