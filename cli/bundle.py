@@ -73,6 +73,7 @@ def _data(built: Bundle, errors: tuple[str, ...]) -> dict[str, object]:
                 "weights_bytes": model.weights_bytes,
                 "kv_bytes": model.kv_bytes,
                 "workspace_bytes": model.workspace_bytes,
+                "num_devices": model.num_devices,
                 "step_seconds": {program.configuration.id: program.step_seconds for program in model.programs},
             }
             for model in manifest.models
@@ -87,6 +88,7 @@ def _print(built: Bundle) -> None:
         (
             model.name,
             model.source,
+            model.num_devices,
             format_bytes(model.weights_bytes),
             format_bytes(model.kv_bytes),
             format_bytes(model.workspace_bytes),
@@ -95,7 +97,7 @@ def _print(built: Bundle) -> None:
         )
         for model in manifest.models
     ]
-    print_table(["model ", "source ", "weights", "KV", "workspace", "programs", "step "], rows)
+    print_table(["model ", "source ", "devices", "weights", "KV", "workspace", "programs", "step "], rows)
     print()
     weights = sum(model.weights_bytes for model in manifest.models)
     hbm, ddr = (format_bytes(limit) for limit in (manifest.budget.hbm, manifest.budget.ddr))

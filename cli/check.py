@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,8 @@ from .options import BundlePath, Json
 from .output import format_bytes, format_seconds, note, print_facts, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
+    from ..compiler.bundle.manifest import ModelEntry
+    from ..compiler.bundle.placement import DeviceShare
     from ..compiler.bundle.reader import Bundle
     from .legality import Legality
 
@@ -26,7 +30,8 @@ def check(bundle: BundlePath, digest: Digest = None, json: Json = False) -> None
     """Verify every byte of a bundle, then its budgets.
 
     Errors are models that can never be hot: exit code 2. Warnings are models that exclude each other, or budgets beyond
-    the machine. The matrix says how long it takes, by the plan, to make one model hot in place of another.
+    the machine. Budgets are those of each device, and what is held against them are the fullest one's bytes. The matrix
+    says how long it takes, by the plan, to make one model hot in place of another.
 
     \b
     plait check agent.plait
@@ -48,6 +53,7 @@ def check(bundle: BundlePath, digest: Digest = None, json: Json = False) -> None
                     tier: {**asdict(use), "utilization": use.utilization} for tier, use in verdict.utilization.items()
                 },
                 "switch_seconds": verdict.switch_seconds,
+                "models": {model.name: _placement(model) for model in opened.manifest.models},
             }
         )
     else:
@@ -69,6 +75,31 @@ def _verify(opened: Bundle) -> None:
         opened.verify(report)
 
 
+def _placement(model: ModelEntry) -> dict[str, object]:
+    """Returns over which devices a model goes and what each of them holds."""
+    mesh = {} if model.placement is None else model.placement.mesh_shape
+    stages = 1 if model.placement is None else len(model.placement.stages)
+    return {"mesh": mesh, "stages": stages, "devices": [asdict(share) for share in model.shares]}
+
+
+def _alike(model: ModelEntry) -> Iterator[tuple[int, int, DeviceShare]]:
+    """Yields devices in a row that hold the same: the first, how many, and what each holds."""
+    first = 0
+    for share, group in itertools.groupby(model.shares):
+        count = len(list(group))
+        yield first, count, share
+        first += count
+
+
+def _mesh(model: ModelEntry) -> str:
+    """Returns a model's devices as text, e.g. `2 stages of tensor=3`."""
+    placement = model.placement
+    if placement is None:
+        return "one device"
+    num_stages = len(placement.stages)
+    return f"{num_stages} stages of {placement.mesh}" if num_stages > 1 else str(placement.mesh)
+
+
 def _print(opened: Bundle, verdict: Legality) -> None:
     files = opened.manifest.files
     size = format_bytes(sum(file.size_bytes for file in files.values()))
@@ -86,6 +117,20 @@ def _print(opened: Bundle, verdict: Legality) -> None:
         for tier, use in verdict.utilization.items()
     ]
     print_table(["tier ", "all models", "pinned", "budget", "capacity", "utilization"], rows)
+    print()
+    rows = [
+        (
+            model.name if first == 0 else "",
+            _mesh(model) if first == 0 else "",
+            str(first) if count == 1 else f"{first}-{first + count - 1}",
+            format_bytes(share.weights_bytes),
+            format_bytes(share.kv_bytes),
+            format_bytes(share.workspace_bytes),
+        )
+        for model in opened.manifest.models
+        for first, count, share in _alike(model)
+    ]
+    print_table(["model ", "mesh ", "devices", "weights", "KV", "workspace"], rows, title="bytes of each device, hot")
     print()
     names = list(verdict.switch_seconds)
     rows = [

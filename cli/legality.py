@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..compiler.bundle.manifest import Manifest, ModelEntry
 from ..compiler.bundle.reader import Bundle
 from ..errors import DoesNotFitError
-from ..runtime.residency import check_budget, hbm_bytes
+from ..runtime.residency import check_budget, ddr_bytes, hbm_bytes
 from .output import format_bytes
 
 __all__ = ["Legality", "TierUtilization", "legality"]
@@ -21,7 +21,7 @@ __all__ = ["Legality", "TierUtilization", "legality"]
 
 @dataclass(frozen=True)
 class TierUtilization:
-    """Bytes of one tier."""
+    """Bytes of one tier, on the fullest device."""
 
     demand_bytes: int  # if every model is there at once
     pinned_bytes: int  # that never leave
@@ -87,7 +87,7 @@ def _warnings(manifest: Manifest) -> Iterator[str]:
         for model in manifest.models:
             if model.pin == "ddr":
                 yield f"{model.name!r} is pinned to ddr, which target {manifest.target.name!r} has not: no effect"
-    elif (warm := sum(model.weights_bytes for model in manifest.models)) > manifest.budget.ddr:
+    elif (warm := ddr_bytes(manifest.models)) > manifest.budget.ddr:
         yield (
             f"ddr does not hold all models at once: they need {format_bytes(warm)}, the budget is "
             f"{format_bytes(manifest.budget.ddr)}; some switches read from disk"
@@ -101,9 +101,10 @@ def _utilization(manifest: Manifest) -> dict[str, TierUtilization]:
         "hbm": TierUtilization(hbm_bytes(models), hbm_bytes(pinned), manifest.budget.hbm, tiers["hbm"].capacity_bytes)
     }
     if "ddr" in tiers:
-        held = sum(model.weights_bytes for model in models if model.pin == "ddr")
-        demand = sum(model.weights_bytes for model in models)
-        found["ddr"] = TierUtilization(demand, held, max(1, manifest.budget.ddr), tiers["ddr"].capacity_bytes)
+        held = ddr_bytes([model for model in models if model.pin == "ddr"])
+        found["ddr"] = TierUtilization(
+            ddr_bytes(models), held, max(1, manifest.budget.ddr), tiers["ddr"].capacity_bytes
+        )
     return found
 
 
@@ -112,7 +113,7 @@ def _switch_seconds(manifest: Manifest, hot: ModelEntry, wanted: ModelEntry) -> 
     if hot.name == wanted.name or _fit_together(manifest, hot, wanted):
         return 0.0
     link = manifest.target.link("ddr" if manifest.target.kind == "tiered" else "disk", "hbm")
-    return link.latency_seconds + wanted.weights_bytes / link.bandwidth_bytes_per_s
+    return link.latency_seconds + wanted.moved_bytes / link.bandwidth_bytes_per_s
 
 
 def _fit_together(manifest: Manifest, *models: ModelEntry) -> bool:

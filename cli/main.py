@@ -31,6 +31,7 @@ from .models import models
 from .pull import pull
 from .run import run as run_model
 from .serve import serve
+from .solve import solve
 from .targets import targets
 
 __all__ = ["build_app", "run"]
@@ -89,6 +90,7 @@ def build_app(settings: _Settings | None = None) -> typer.Typer:
 
     for name, command in _COMMANDS.items():
         app.command(name)(command)
+    app.add_typer(solve, name="solve")
     return app
 
 

@@ -162,8 +162,12 @@ def attention(
     window: int = 0,
     cap: float = 0.0,
     alibi: bool = False,
+    head_axes: tuple[str, ...] = (),
 ) -> tuple[Array, PagedView, PagedView]:
-    """`layers.attention` over a paged pool; keys and values share one view."""
+    """`layers.attention` over a paged pool; keys and values share one view.
+
+    Inside `shard_map` the heads are those of one device, the mesh axes `head_axes` divide them.
+    """
     assert same_view is view
     batch, new, heads, size = query.shape
     kv_heads = key.shape[2]
@@ -171,7 +175,7 @@ def attention(
     positions = start[:, None] + jnp.arange(new)
     extended = view.extended(jnp.stack([key, value], axis=2), positions)
     grouped = query.astype(jnp.float32).reshape(batch, new, kv_heads, heads // kv_heads, size) * scale
-    slopes = layers.alibi_slopes(heads).reshape(kv_heads, -1)[:, :, None, None]
+    slopes = _own_slopes(heads, head_axes).reshape(kv_heads, -1)[:, :, None, None]
 
     def scores_and_values(entries: Array, seen_at: Array) -> tuple[Array, Callable[[Array], Array]]:
         scores = jnp.einsum("bnkgd,bckd->bkgnc", grouped, entries[:, :, 0])
@@ -186,6 +190,14 @@ def attention(
     out = _Chunks(extended, positions, window).attend(scores_and_values, shape, size, *taken)
     out = out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
     return out.astype(query.dtype), extended, extended
+
+
+def _own_slopes(num_heads: int, head_axes: tuple[str, ...]) -> Float[Array, " heads"]:
+    """Returns the slopes of this device's heads: what they are depends on their place among all."""
+    if not head_axes:
+        return layers.alibi_slopes(num_heads)
+    slopes = layers.alibi_slopes(num_heads * jax.lax.axis_size(head_axes))
+    return jax.lax.dynamic_slice_in_dim(slopes, jax.lax.axis_index(head_axes) * num_heads, num_heads)
 
 
 def latent_attention(

@@ -1,47 +1,60 @@
-"""Lowering: from a traced graph to the program that the stand-in devices run, as exported StableHLO.
+"""Lowering: from a traced graph to the programs that the stand-in devices run, as exported StableHLO.
 
-Comes in: a `Traced` model in one configuration and a target. Goes out: a `Program`. The jaxpr of the graph is
-evaluated equation by equation, and each named op that the target has an implementation for is replaced by it
-(`implementations.py`): what is planned and what runs are one graph. The dense KV cache of the graph becomes a view of
-a paged pool: an opaque value that only `attention` looks into. The pool's number of blocks stays symbolic, so that one
-program serves any pool.
+Comes in: a `Traced` model in one configuration and a target, and its stages if it is partitioned. Goes out: a
+`Program` for each stage. The equations of the graph are evaluated one by one, and each named op that the target has an
+implementation for is replaced by it (`implementations.py`): what is planned and what runs are one graph. The dense KV
+cache of the graph becomes a view of a paged pool: an opaque value that only `attention` looks into.
+
+On one device the pool's number of blocks stays symbolic, so that one program serves any pool. Over a mesh each device
+evaluates its parts inside `shard_map` (`apply.py`), where XLA has no symbolic sizes; of a pool it has some KV heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 from jax import export
-from jax.extend import core
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from ..errors import ConfigurationError
 from ..models.config import DecoderConfig, ModelConfig
-from ..models.named_ops import parse_op_name
+from .apply import local_function
 from .configuration import BLOCK_TOKENS, Configuration
+from .cut import StageCut, one_stage
+from .evaluate import evaluate_graph
+from .graph import Value
 from .implementations import PagedView, implementations_for, pool_dtype
+from .mesh import Layout, Mesh
+from .partition.plan import Sharding
 from .target import Target
 from .trace import Traced
 
-__all__ = ["Program", "lower", "pool_shape"]
+__all__ = ["Program", "lower", "lower_stage", "pool_axes", "pool_layout", "pool_shape"]
 
-Implementations: TypeAlias = Mapping[str, Callable[..., object]]
+_DONATED_POOLS = (2,)
+_CACHE_HEADS_DIM = 2
 
 
 @dataclass(frozen=True)
 class Program:
-    """One configuration as exported StableHLO.
+    """One stage of one configuration as exported StableHLO.
 
-    A decoder's program takes (parameters, tokens, start, lengths, pools, tables) and returns (logits, pools); an
-    encoder's takes (parameters, tokens, lengths) and returns vectors.
+    It takes (parameters by name, inputs by name, pools of the stage's layers, values that earlier stages hand it) and
+    returns (values that it hands on, pools). A decoder has the inputs tokens, start, lengths and tables, an encoder
+    tokens and lengths and no pools. What the last stage hands on last is the result: logits or vectors.
     """
 
     configuration: Configuration
     exported: export.Exported
     donated: tuple[int, ...]  # positions of arguments that the program overwrites
+    takes: tuple[int, ...] = ()  # ids of the values that earlier stages hand it
+    gives: tuple[int, ...] = ()  # ids of those that it hands on
 
     def to_bytes(self) -> bytes:
         """Returns the serialized program, as `bundle.programs.load_exported` reads it."""
@@ -62,8 +75,34 @@ def pool_shape(config: DecoderConfig, num_blocks: int) -> tuple[int, ...]:
     return (num_blocks, BLOCK_TOKENS, *entry)
 
 
+def pool_layout(head_axes: tuple[str, ...]) -> Layout:
+    """Returns how a KV pool lies over a mesh whose axes `head_axes` divide its heads."""
+    return Layout(((), (), (), head_axes, ()))
+
+
+def pool_axes(sharding: Sharding, values: Sequence[Value]) -> tuple[str, ...]:
+    """Returns the mesh axes that divide the KV heads of a sharding's caches, and so of all pools.
+
+    Args:
+        sharding: Of a model.
+        values: The inputs of its graph, in order.
+
+    Raises:
+        ConfigurationError: if caches are divided in another way, or not all alike.
+    """
+    layouts = {layout for value, layout in zip(values, sharding.inputs, strict=True) if value.kind == "cache"}
+    heads = {layout.dims[_CACHE_HEADS_DIM] for layout in layouts}
+    if len(heads) > 1 or any(layout.axes != layout.dims[_CACHE_HEADS_DIM] for layout in layouts):
+        found = ", ".join(sorted(map(str, layouts)))
+        raise ConfigurationError(
+            f"KV caches of a served model are divided over their heads alone, and all alike; the plan has {found}: "
+            "pin the caches to one such layout"
+        )
+    return next(iter(heads), ())
+
+
 def lower(traced: Traced, config: ModelConfig, configuration: Configuration, dtype: str, target: Target) -> Program:
-    """Lowers a traced model for a target.
+    """Lowers a traced model for one device of a target.
 
     Args:
         traced: The model in this configuration, from `trace_model`.
@@ -72,77 +111,163 @@ def lower(traced: Traced, config: ModelConfig, configuration: Configuration, dty
         dtype: Of weights and KV cache.
         target: Picks the implementations of the named ops.
     """
-    implementations = implementations_for(target)
-    parameters, tokens, *lengths = _abstract_arguments(traced)
-    if not isinstance(config, DecoderConfig):
-
-        def encode(parameters: dict[str, Array], tokens: Array, lengths: Array) -> Array:
-            (vectors,) = _evaluate_traced(traced, (parameters, tokens, lengths), implementations)
-            return vectors  # type: ignore[return-value]
-
-        return Program(configuration, _export(encode, (parameters, tokens, *lengths), ()), ())
-
-    def step(
-        parameters: dict[str, Array],
-        tokens: Array,
-        start: Array,
-        lengths: Array,
-        pools: list[Array],
-        tables: Array,
-    ) -> tuple[Array, list[Array]]:
-        views = [PagedView(pool, tables, dtype) for pool in pools]
-        cache = [(view, view) for view in views]
-        logits, *extended = _evaluate_traced(traced, (parameters, tokens, start, lengths, cache), implementations)
-        return logits, [view.pool for view in extended[::2]]  # type: ignore[return-value, attr-defined]
-
-    start, lengths_argument, _ = lengths
-    (num_blocks,) = export.symbolic_shape("num_blocks")
-    pool = jax.ShapeDtypeStruct(pool_shape(config, cast(int, num_blocks)), pool_dtype(dtype))
-    table_size = -(-configuration.context // BLOCK_TOKENS)
-    tables = jax.ShapeDtypeStruct((configuration.batch, table_size), jnp.int32)
-    arguments = (parameters, tokens, start, lengths_argument, [pool] * config.num_layers, tables)
-    return Program(configuration, _export(step, arguments, (4,)), (4,))
+    return lower_stage(one_stage(traced), config, configuration, dtype, target)
 
 
-def _export(function: Callable[..., object], arguments: Sequence[object], donated: tuple[int, ...]) -> export.Exported:
-    return export.export(jax.jit(function, donate_argnums=donated), platforms=["cpu"])(*arguments)
+def lower_stage(
+    stage: StageCut,
+    config: ModelConfig,
+    configuration: Configuration,
+    dtype: str,
+    target: Target,
+    *,
+    num_blocks: int | None = None,
+) -> Program:
+    """Lowers one stage of a traced model, for one device or for a mesh.
+
+    Args:
+        stage: The stage, from `cut`.
+        config: The model's architecture.
+        configuration: The shapes to lower for.
+        dtype: Of weights and KV cache.
+        target: Picks the implementations of the named ops.
+        num_blocks: Of each KV pool; None for a number that is chosen when the program is compiled, on one device only.
+
+    Raises:
+        ConfigurationError: if the sharding divides KV caches other than over their heads.
+    """
+    step = _Step(stage, dtype, target)
+    arguments = _arguments(stage, config, configuration, dtype, num_blocks)
+    function = step.run
+    if stage.sharding is not None:
+        mesh = _abstract_mesh(stage.sharding.mesh)
+        in_specs, out_specs = _specs(stage, arguments)
+        arguments = jax.tree.map(
+            lambda aval, spec: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, spec)),
+            arguments,
+            in_specs,
+        )
+        function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    exported = export.export(jax.jit(function, donate_argnums=_DONATED_POOLS), platforms=["cpu"])(*arguments)
+    return Program(configuration, exported, _DONATED_POOLS, stage.takes, stage.gives)
 
 
-def _abstract_arguments(traced: Traced):
-    avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.in_avals]
-    return jax.tree.unflatten(traced.in_tree, avals)
+_Arguments: TypeAlias = tuple[dict[str, object], dict[str, object], list[object], list[object]]
 
 
-def _evaluate_traced(traced: Traced, arguments: tuple[object, ...], implementations: Implementations) -> list[object]:
-    flat = jax.tree.leaves(arguments, is_leaf=lambda leaf: isinstance(leaf, PagedView))
-    return _evaluate(traced.jaxpr.jaxpr, traced.jaxpr.consts, flat, implementations)
+@dataclass(frozen=True)
+class _Step:
+    """What one device computes of a stage."""
+
+    stage: StageCut
+    dtype: str
+    target: Target
+
+    def run(
+        self, parameters: dict[str, Array], inputs: dict[str, Array], pools: list[Array], handed: list[Array]
+    ) -> tuple[list[Array], list[Array]]:
+        """Returns what the stage hands on and its pools, from arguments as `Program` has them."""
+        stage, graph = self.stage, self.stage.traced.graph
+        views = {
+            layer: PagedView(pool, inputs["tables"], self.dtype)
+            for layer, pool in zip(_layers(stage), pools, strict=True)
+        }
+        handed_values = dict(zip(stage.takes, handed, strict=True))
+
+        def content(value: Value) -> object:
+            if value.id in handed_values:
+                return handed_values[value.id]
+            if value.kind == "cache":
+                return views[_layer(value)]
+            return parameters[value.name] if value.kind == "parameter" else inputs[value.name]
+
+        results = self._evaluate([content(graph.values[value]) for value in graph.inputs])
+        given, extended = results[: len(stage.gives)], results[len(stage.gives) :]
+        return cast(list[Array], given), [cast(PagedView, view).pool for view in extended[::2]]
+
+    def _evaluate(self, arguments: list[object]) -> list[object]:
+        traced, sharding = self.stage.traced, self.stage.sharding
+        implementations = implementations_for(self.target)
+        if sharding is None:
+            return evaluate_graph(traced, arguments, implementations)
+        if "attention" in implementations:
+            paged = functools.partial(implementations["attention"], head_axes=_head_axes(traced, sharding))
+            implementations = {**implementations, "attention": paged}
+        evaluate = local_function(traced, sharding, self.target.network, implementations=implementations)
+        return list(evaluate(*arguments))
 
 
-def _evaluate(
-    jaxpr: core.Jaxpr, consts: Sequence[object], arguments: Sequence[object], implementations: Implementations
-) -> list[object]:
-    """Evaluates a jaxpr, putting implementations in the place of named ops; other values may be opaque to it."""
-    values: dict[core.Var, object] = {}
+def _head_axes(traced: Traced, sharding: Sharding) -> tuple[str, ...]:
+    """Returns the mesh axes that divide the heads of attention.
 
-    def read(atom: core.Var | core.Literal) -> object:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
+    Raises:
+        ConfigurationError: if anything else of it is divided, or not all layers alike: a view of a pool cannot be.
+    """
+    pairs = zip(traced.graph.operations, sharding.operations, strict=True)
+    queries = {division.operands[0] for operation, division in pairs if operation.name == "attention"}
+    heads = {layout.dims[_CACHE_HEADS_DIM] for layout in queries}
+    if len(heads) > 1 or any(layout.axes != layout.dims[_CACHE_HEADS_DIM] for layout in queries):
+        raise ConfigurationError(
+            "attention of a served model is divided over its heads alone, and in all layers alike; the plan has "
+            f"queries {', '.join(sorted(map(str, queries)))}"
+        )
+    return next(iter(heads), ())
 
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-    for equation in jaxpr.eqns:
-        with jax.named_scope(str(equation.source_info.name_stack) or "top"):
-            results = _apply(equation, [read(atom) for atom in equation.invars], implementations)
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+
+def _layer(cache: Value) -> int:
+    return int(cache.name.split(".")[1])
 
 
-def _apply(equation: core.JaxprEqn, operands: list[object], implementations: Implementations) -> Sequence[object]:
-    if equation.primitive.name == "jit":
-        op = parse_op_name(equation.params["name"])
-        if op is not None and op[0] in implementations:
-            result = implementations[op[0]](*operands, **op[1])
-            return result if isinstance(result, tuple) else (result,)
-        inner = equation.params["jaxpr"]
-        return _evaluate(getattr(inner, "jaxpr", inner), inner.consts, operands, implementations)
-    result = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-    return result if equation.primitive.multiple_results else (result,)
+def _layers(stage: StageCut) -> tuple[int, ...]:
+    """Layers whose caches the stage has, ascending."""
+    graph = stage.traced.graph
+    caches = (graph.values[value] for value in graph.inputs if graph.values[value].kind == "cache")
+    return tuple(sorted({_layer(cache) for cache in caches}))
+
+
+def _arguments(
+    stage: StageCut, config: ModelConfig, configuration: Configuration, dtype: str, num_blocks: int | None
+) -> _Arguments:
+    """Abstract arguments of a stage's program."""
+    values = stage.traced.graph.values
+    inputs = [values[value] for value in stage.traced.graph.inputs]
+    integers = {"tokens": (configuration.batch, configuration.new_tokens), "lengths": (configuration.batch,)}
+    pools: list[object] = []
+    if isinstance(config, DecoderConfig):
+        integers["start"] = (configuration.batch,)
+        integers["tables"] = (configuration.batch, -(-configuration.context // BLOCK_TOKENS))
+        size = cast(int, export.symbolic_shape("num_blocks")[0]) if num_blocks is None else num_blocks
+        pool = jax.ShapeDtypeStruct(pool_shape(config, size), pool_dtype(dtype))
+        pools = [pool] * len(_layers(stage))
+    return (
+        {value.name: _abstract(value) for value in inputs if value.kind == "parameter"},
+        {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in integers.items()},
+        pools,
+        [_abstract(values[value]) for value in stage.takes],
+    )
+
+
+def _abstract_mesh(mesh: Mesh) -> AbstractMesh:
+    return AbstractMesh(mesh.sizes, mesh.axes, axis_types=(AxisType.Auto,) * len(mesh.axes))
+
+
+def _abstract(value: Value) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(value.shape, jnp.dtype(value.dtype))
+
+
+def _specs(stage: StageCut, arguments: _Arguments) -> tuple[object, object]:
+    """How the arguments and the results of a stage's program lie over the mesh, as `shard_map` has it."""
+    sharding, graph = stage.sharding, stage.traced.graph
+    assert sharding is not None
+    values = [graph.values[value] for value in graph.inputs]
+    specs = {v.id: layout.partition_spec() for v, layout in zip(values, sharding.inputs, strict=True)}
+    by_name = {value.name: specs[value.id] for value in values if value.name}
+    pools = [pool_layout(pool_axes(sharding, values)).partition_spec()] * len(arguments[2])
+    in_specs = (
+        {name: by_name[name] for name in arguments[0]},
+        {name: by_name.get(name, PartitionSpec()) for name in arguments[1]},
+        pools,
+        [specs[value] for value in stage.takes],
+    )
+    given = zip(stage.gives, sharding.outputs, strict=False)  # caches follow
+    return in_specs, ([layout.partition_spec() for _, layout in given], pools)

@@ -21,7 +21,10 @@ from .configuration import Configuration, Phase
 from .cost import StepCost, step_cost
 from .lower import Program, lower
 from .memory import MemoryPlan, plan_memory
-from .partition.one_device import Partition, partition  # until search.py is wired in
+from .mesh import Mesh
+from .partition.pins import resolve_pins
+from .partition.result import Objective, Partition
+from .partition.search import partition
 from .subject import ModelSizes, model_sizes
 from .target import Target
 from .trace import Traced, trace_model
@@ -29,12 +32,25 @@ from .train import Training, lower_training, trace_training
 from .verify.graph import verify_graph
 from .verify.memory import verify_memory_plan
 
-__all__ = ["STAGES", "Compilation", "Stage", "compile_model", "configuration_for"]
+__all__ = ["STAGES", "Compilation", "Parallelism", "Stage", "compile_model", "configuration_for"]
 
 Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "lower"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _ATTENTION = ("attention", "latent_attention", "self_attention")  # named ops
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """Over what a step is divided."""
+
+    num_devices: int | None = None  # all of the target's by default
+    mesh: Mesh | None = None  # of one stage; by default several shapes are tried
+    num_stages: int | None = None  # pipeline stages; by default as many as are best
+    objective: Objective = "latency"
+    budget_bytes: int | None = None  # of each device; by default the target's memory, if it has several devices
+    pins: tuple[tuple[str, str], ...] = ()  # (pattern, axes): layouts that are given
+    time_limit_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ class Compilation:
             "cost": {**asdict(self.cost), "seconds": self.cost.seconds, "bound": self.cost.bound}
             if self.cost
             else None,
-            "partition": {**asdict(self.partition), "gap": self.partition.gap} if self.partition else None,
+            "partition": self.partition.to_dict() if self.partition else None,
             "program_bytes": len(self.program.to_bytes()) if self.program else None,
         }
         return json.dumps(data, indent=1)
@@ -133,6 +149,7 @@ def compile_model(
     dtype: str,
     target: Target,
     training: Training | None = None,
+    parallelism: Parallelism | None = None,
     stop_after: Stage = "lower",
     progress: Callable[[Stage], None] | None = None,
 ) -> Compilation:
@@ -144,6 +161,7 @@ def compile_model(
         dtype: That the model is computed in, and of its KV cache; weights without a stored form have it too.
         target: The machine.
         training: Optimizer and options of phase "train", by default `Training()`.
+        parallelism: Over what the step is divided; by default over the target's devices.
         stop_after: The last stage to run.
         progress: Told each stage before it runs.
 
@@ -167,7 +185,7 @@ def compile_model(
     if "partition" in wanted and memory is not None:
         report("partition")
         cost = step_cost(traced.graph, memory, dtype, target)
-        plan = partition(cost, target.num_devices)
+        plan = _partition(traced, target, dtype, parallelism or Parallelism())
     if "lower" in wanted:
         report("lower")
         if training is None:
@@ -186,6 +204,24 @@ def compile_model(
         cost=cost,
         partition=plan,
         program=program,
+    )
+
+
+def _partition(traced: Traced, target: Target, dtype: str, wanted: Parallelism) -> Partition:
+    num_devices = wanted.num_devices or target.num_devices
+    has_several = num_devices > 1 or wanted.mesh is not None
+    capacity = target.tiers["hbm"].capacity_bytes if has_several else None  # one device may spill, and is only told
+    return partition(
+        traced,
+        target,
+        dtype=dtype,
+        num_devices=num_devices,
+        mesh=wanted.mesh,
+        num_stages=wanted.num_stages,
+        budget_bytes=wanted.budget_bytes or capacity,
+        objective=wanted.objective,
+        pins=resolve_pins(traced.graph, wanted.pins, wanted.mesh),
+        time_limit_seconds=wanted.time_limit_seconds,
     )
 
 

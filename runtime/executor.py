@@ -7,7 +7,10 @@ book but of the arrays themselves; `measure` reads from JAX what they take.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,10 +18,13 @@ import jax
 import numpy as np
 
 from ..compiler.bundle.manifest import ModelEntry, ProgramEntry
+from ..compiler.bundle.placement import DeviceShare
 from ..compiler.bundle.programs import load_exported
 from ..compiler.bundle.reader import Bundle
 from ..compiler.configuration import BLOCK_TOKENS, Configuration
-from ..compiler.executable import Executable, compile_exported, use_compilation_cache
+from ..compiler.executable import Executable, compile_program, provide_devices, use_compilation_cache
+from ..compiler.lower import Program
+from ..compiler.mesh import Mesh
 from ..compiler.target import Target
 from ..errors import ExecutionError
 from .arena import Arena
@@ -37,23 +43,28 @@ _LOADERS = 2  # programs that are compiled or read from the cache at once
 class MemoryReading:
     """Bytes in use, by the plan or by JAX. A program is in use if it ran since the models in the tiers changed."""
 
-    hbm_bytes: int  # of the device's memory: arrays, and temporaries and results of the largest program in use
-    ddr_bytes: int  # of pinned_host memory: arrays
+    hbm_bytes: int  # of the fullest device's memory: arrays, and temporaries and results of its largest step in use
+    ddr_bytes: int  # of the fullest device's pinned_host memory: arrays
 
 
 class JaxExecutor:
-    """Runs the programs of a bundle on the first device.
+    """Runs the programs of a bundle on this machine's devices.
 
     Args:
         bundle: The opened bundle.
         target: What its tiers and links are; the bundle's own or a calibrated one.
-        hbm_bytes: What it may use of hbm.
+        hbm_bytes: What it may use of hbm on each device.
+
+    Raises:
+        ConfigurationError: if this process has fewer devices than the bundle needs and can make no more.
     """
 
     def __init__(self, bundle: Bundle, target: Target, *, hbm_bytes: int) -> None:
+        provide_devices(bundle.manifest.num_devices)
         self._bundle = bundle
         self._entries = {entry.name: entry for entry in bundle.manifest.models}
-        needed = min(hbm_bytes, sum(entry.weights_bytes for entry in bundle.manifest.models))
+        loads = _device_loads(bundle.manifest.models, lambda share: share.weights_bytes)
+        needed = sum(min(hbm_bytes, load) for load in loads)
         has_stand_in = target.kind == "tiered" and jax.default_backend() == "cpu"
         self._copier = Copier(bundle, target, Arena(needed) if has_stand_in else None)
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
@@ -127,46 +138,61 @@ class JaxExecutor:
     def measure(self) -> MemoryReading:
         """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned."""
         self.has_news = False
-        by_kind: dict[str | None, int] = {}
+        live: Counter[tuple[str | None, Hashable]] = Counter()  # by memory kind and device
         for array in jax.live_arrays():
-            kind = array.sharding.memory_kind
-            by_kind[kind] = by_kind.get(kind, 0) + array.nbytes
-        programs = (self._programs[key] for key in self._in_use)
-        step = max((program.temporary_bytes + program.output_bytes for program in programs), default=0)
-        ddr = self._kinds.get("ddr")
-        return MemoryReading(by_kind.get(self._kinds["hbm"], 0) + step, by_kind.get(ddr, 0) if ddr else 0)
+            sharding = array.sharding
+            num_bytes = math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            live.update({(sharding.memory_kind, device): num_bytes for device in sharding.device_set})
+        used = [self._entries[name] for name in {name for name, _ in self._in_use}]
+        steps = _most_per_device(self._used_only(entry) for entry in used)
+        hbm, ddr = self._kinds["hbm"], self._kinds.get("ddr")
+        devices = jax.devices()[: self._bundle.manifest.num_devices]
+        return MemoryReading(
+            max(live[hbm, device] + (steps[i] if i < len(steps) else 0) for i, device in enumerate(devices)),
+            max(live[ddr, device] for device in devices) if ddr else 0,
+        )
 
     def predict(self) -> MemoryReading:
         """Returns the bytes in use by the manifest."""
         models = {entry.name: entry for entry in self._bundle.manifest.models}
-        step = max(
-            (
-                program.temporary_bytes + program.output_bytes
-                for name, entry in models.items()
-                for program in entry.programs
-                if (name, program.configuration) in self._in_use
-            ),
-            default=0,
-        )
+        used = [models[name] for name in {name for name, _ in self._in_use}]
+        steps = _most_per_device(self._used_only(entry) for entry in used)
+        held = _device_loads([models[name] for name in self._tiers["hbm"]], lambda share: share.resident_bytes)
+        warm = _device_loads([models[name] for name in self._tiers["ddr"]], lambda share: share.weights_bytes)
         return MemoryReading(
-            sum(models[name].resident_bytes for name in self._tiers["hbm"]) + step,
-            sum(models[name].weights_bytes for name in self._tiers["ddr"]),
+            max((sum(pair) for pair in itertools.zip_longest(held, steps, fillvalue=0)), default=0),
+            max(warm, default=0),
         )
+
+    def _used_only(self, entry: ModelEntry) -> list[int]:
+        """Returns the workspace on each of a model's devices, of those programs that are in use."""
+        programs = tuple(program for program in entry.programs if (entry.name, program.configuration) in self._in_use)
+        return [share.workspace_bytes for share in dataclasses.replace(entry, programs=programs).shares]
 
     def _load(self, job: tuple[ModelEntry, ProgramEntry]) -> Executable:
         entry, program = job
-        exported = load_exported(self._bundle.read_bytes(program.file), name=program.file)
-        return compile_exported(exported, program.donated, num_blocks=entry.kv.num_blocks if entry.kv else 0)
+        programs = [
+            Program(
+                program.configuration,
+                load_exported(self._bundle.read_bytes(stage.file), name=stage.file),
+                stage.donated,
+                stage.takes,
+                stage.gives,
+            )
+            for stage in program.stages
+        ]
+        mesh = entry.placement.mesh if entry.placement else Mesh((), ())
+        return compile_program(programs, num_blocks=entry.kv.num_blocks if entry.kv else 0, mesh=mesh)
 
     def _as_compiled(self, entry: ModelEntry) -> ModelEntry:
         programs: list[ProgramEntry] = []
         for program in entry.programs:
             executable = self._programs[entry.name, program.configuration]
-            programs.append(
-                dataclasses.replace(
-                    program, temporary_bytes=executable.temporary_bytes, output_bytes=executable.output_bytes
-                )
+            stages = tuple(
+                dataclasses.replace(stage, temporary_bytes=compiled.temporary_bytes, output_bytes=compiled.output_bytes)
+                for stage, compiled in zip(program.stages, executable.stages, strict=True)
             )
+            programs.append(dataclasses.replace(program, stages=stages))
         return dataclasses.replace(entry, programs=tuple(programs))
 
     def _executable(self, step: Step) -> Executable:
@@ -182,7 +208,9 @@ class JaxExecutor:
         for row, entry in enumerate(step.entries):
             tokens[row, : len(entry.tokens)] = entry.tokens
             lengths[row] = len(entry.tokens)
-        result = np.array(self._executable(step)(self._tiers["hbm"][step.model].weights, tokens, lengths))
+        inputs = {"tokens": tokens, "lengths": lengths}
+        vectors, _ = self._executable(step)(self._tiers["hbm"][step.model].weights, inputs, [])
+        result = np.array(vectors)
         for row, entry in enumerate(step.entries):
             self.vectors[entry.request_id, entry.index] = result[row]
         return StepDone(step.step_id)
@@ -219,9 +247,24 @@ class JaxExecutor:
             start[row] = entry.start
             lengths[row] = len(entry.tokens)
             tables[row, : len(entry.blocks)] = entry.blocks
-        logits, hot.pools[:] = self._executable(step)(hot.weights, tokens, start, lengths, hot.pools, tables)
+        inputs = {"tokens": tokens, "start": start, "lengths": lengths, "tables": tables}
+        logits, hot.pools[:] = self._executable(step)(hot.weights, inputs, hot.pools)
         rows = np.asarray(logits)
         return tuple(
             () if entry.sampling is None else (sample(rows[row], entry.sampling, entry.num_generated),)
             for row, entry in enumerate(entries)
         )
+
+
+def _device_loads(models: Iterable[ModelEntry], part: Callable[[DeviceShare], int]) -> list[int]:
+    """Returns the bytes of each device that these models take together."""
+    return [sum(shares) for shares in itertools.zip_longest(*_parts_of(models, part), fillvalue=0)]
+
+
+def _parts_of(models: Iterable[ModelEntry], part: Callable[[DeviceShare], int]) -> list[list[int]]:
+    return [[part(share) for share in model.shares] for model in models]
+
+
+def _most_per_device(models: Iterable[list[int]]) -> list[int]:
+    """Returns the most bytes that any model takes of each device."""
+    return [max(needs) for needs in itertools.zip_longest(*models, fillvalue=0)]

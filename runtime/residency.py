@@ -1,8 +1,9 @@
 """Which model is in which tier, and what that costs in bytes.
 
 The charges are the plan's: a model in hbm costs its weights and its KV pool, and the co-resident models share one
-workspace, the largest any of them needs, for one step runs at a time. A model in ddr costs its weights. The budget
-holds at every moment: bytes are charged when a transfer begins, not when it ends.
+workspace, the largest any of them needs, for one step runs at a time. A model in ddr costs its weights. The budget is
+that of each device, and what is charged is the fullest one's bytes. It holds at every moment: bytes are charged when a
+transfer begins, not when it ends.
 
 Eviction is least recently used first, among those the scheduler allows. Weights are read-only, so evicting is
 dropping: the copy below stays.
@@ -14,18 +15,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..compiler.bundle.manifest import ModelEntry, TierBudget
+from ..compiler.bundle.placement import DeviceShare
 from ..errors import DoesNotFitError
 from .events import TierName
 from .request import Residency
 
-__all__ = ["ResidencyManager", "check_budget", "hbm_bytes"]
+__all__ = ["ResidencyManager", "check_budget", "ddr_bytes", "hbm_bytes"]
 
 
 def hbm_bytes(models: Iterable[ModelEntry]) -> int:
-    """Returns the bytes that these models need in hbm together: weights, KV pools and one shared workspace."""
+    """Returns the bytes that these models need together in hbm of the fullest device.
+
+    On each device they are weights and KV pools, and one workspace that the models share.
+    """
     chosen = list(models)
-    workspace = max((model.workspace_bytes for model in chosen), default=0)
-    return sum(model.resident_bytes for model in chosen) + workspace
+    return max(sum(bytes_ for _, bytes_ in _terms(chosen, device)) for device in _devices(chosen))
+
+
+def ddr_bytes(models: Iterable[ModelEntry]) -> int:
+    """Returns the bytes that the weights of these models need together in ddr of the fullest device."""
+    chosen = list(models)
+    return max(sum(share.weights_bytes for _, share in _on(chosen, device)) for device in _devices(chosen))
 
 
 def check_budget(models: Sequence[ModelEntry], budget: TierBudget, *, tiered: bool) -> None:
@@ -44,26 +54,41 @@ def check_budget(models: Sequence[ModelEntry], budget: TierBudget, *, tiered: bo
     lower = [model for model in models if model.pin == "ddr"]
     for model in models:
         together = list({entry.name: entry for entry in (*lower, model)}.values())
-        demand = sum(entry.weights_bytes for entry in together)
+        demand = ddr_bytes(together)
         if demand > budget.ddr:
-            terms = tuple(sorted(((m.name, m.weights_bytes) for m in together), key=lambda term: -term[1]))
+            terms = tuple(sorted(((m.name, m.moved_bytes) for m in together), key=lambda term: -term[1]))
             raise DoesNotFitError(
                 f"model {model.name!r}", "ddr", demand, budget.ddr, terms, (f"raise the ddr budget to {demand} bytes",)
             )
 
 
+def _devices(models: Sequence[ModelEntry]) -> range:
+    return range(max((model.num_devices for model in models), default=1))
+
+
+def _on(models: Sequence[ModelEntry], device: int) -> list[tuple[str, DeviceShare]]:
+    """Returns the models that have a share of a device, by name."""
+    return [(model.name, model.shares[device]) for model in models if device < model.num_devices]
+
+
+def _terms(models: Sequence[ModelEntry], device: int) -> list[tuple[str, int]]:
+    """Returns what a device's hbm is needed for."""
+    shares = _on(models, device)
+    terms = [(f"weights of {name}", share.weights_bytes) for name, share in shares]
+    terms += [(f"KV of {name}", share.kv_bytes) for name, share in shares if share.kv_bytes]
+    return [*terms, ("workspace", max((share.workspace_bytes for _, share in shares), default=0))]
+
+
 def _does_not_fit_hbm(model: ModelEntry, together: Sequence[ModelEntry], limit_bytes: int) -> DoesNotFitError:
     demand = hbm_bytes(together)
-    terms = [(f"weights of {entry.name}", entry.weights_bytes) for entry in together]
-    terms += [(f"KV of {entry.name}", entry.kv_bytes) for entry in together if entry.kv_bytes]
-    terms += [("workspace", max(entry.workspace_bytes for entry in together))]
+    fullest = max(_devices(together), key=lambda device: sum(bytes_ for _, bytes_ in _terms(together, device)))
     levers = [f"raise the hbm budget to {demand} bytes"]
     if model.kv is not None:
         levers.append(f"lower kv_tokens of {model.name}")
     if len(together) > 1:
         levers.append("unpin " + ", ".join(entry.name for entry in together if entry.name != model.name))
     subject = f"model {model.name!r}" + (" beside the pinned models" if len(together) > 1 else "")
-    largest = tuple(sorted(terms, key=lambda term: -term[1]))
+    largest = tuple(sorted(_terms(together, fullest), key=lambda term: -term[1]))
     return DoesNotFitError(subject, "hbm", demand, limit_bytes, largest, tuple(levers))
 
 
@@ -149,9 +174,9 @@ class ResidencyManager:
         return chosen
 
     def begin(self, model: str, tier: TierName) -> int:
-        """Charges a transfer's destination and returns the bytes to be moved."""
+        """Charges a transfer's destination and returns the bytes to be moved to the fullest device."""
         self._places[model].arriving = tier
-        return self._models[model].weights_bytes
+        return self._models[model].moved_bytes
 
     def finish(self, model: str, now: float) -> None:
         """Records that a model has arrived where it was going."""
@@ -180,4 +205,4 @@ class ResidencyManager:
 
     def _charge(self, tier: TierName, names: set[str]) -> int:
         models = [self._models[name] for name in names]
-        return hbm_bytes(models) if tier == "hbm" else sum(model.weights_bytes for model in models)
+        return hbm_bytes(models) if tier == "hbm" else ddr_bytes(models)

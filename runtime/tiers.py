@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,6 +18,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.bundle.reader import Bundle
@@ -30,6 +31,7 @@ from ..errors import ExecutionError
 from ..models.config import DecoderConfig
 from .arena import Arena, aligned_empty, padded
 from .events import TierName, Transfer
+from .parts import assemble, host_parts, shards
 
 __all__ = ["Copier", "Moved", "TransferRecord"]
 
@@ -82,23 +84,25 @@ class Block:
 class Moved:
     """A model's arrays in one tier."""
 
-    weights: dict[str, jax.Array]
-    pools: list[jax.Array]  # KV pool of each layer; only in hbm
+    weights: list[dict[str, jax.Array]]  # of each stage, divided over its devices
+    pools: list[jax.Array]  # KV pool of each layer, on the devices of its stage; only in hbm
     record: TransferRecord
+    shapes: dict[str, tuple[int, ...]]  # of the whole tensors
     mapping: MappedWeights | None = None  # the file that the weights alias, on a unified target
-    block: Block | None = None  # memory of this process that the weights are views of
-    arena: Arena | None = None  # that the block is a piece of
+    blocks: tuple[Block, ...] = ()  # of each device: memory of this process that its weights are views of
+    arena: Arena | None = None  # that the blocks are pieces of
 
     def release(self) -> None:
         """Frees the memory at once, rather than with the last reference."""
-        for array in (*self.weights.values(), *self.pools):
+        for array in (*(array for stage in self.weights for array in stage.values()), *self.pools):
             array.delete()
         self.weights.clear()
         self.pools.clear()
         if self.mapping is not None:
             self.mapping.close()
-        if self.arena is not None and self.block is not None:
-            self.arena.release(self.block.memory)
+        if self.arena is not None:
+            for block in self.blocks:
+                self.arena.release(block.memory)
 
 
 class Copier:
@@ -107,7 +111,7 @@ class Copier:
     Args:
         bundle: Where weights come from.
         target: Its tiers and links.
-        arena: Memory that stands in for the device's own; None where the device has some, or aliases files.
+        arena: Memory that stands in for the devices' own; None where they have some, or alias files.
     """
 
     def __init__(self, bundle: Bundle, target: Target, arena: Arena | None) -> None:
@@ -133,7 +137,7 @@ class Copier:
             transfer: What to move where.
             entry: The model.
             source: The model in the source tier; None where that is the disk.
-            progress: Told the bytes that have arrived, now and then.
+            progress: Told the bytes that have arrived on the fullest device, now and then.
 
         Raises:
             BundleIntegrityError: if the file is not what the manifest says.
@@ -141,33 +145,36 @@ class Copier:
         """
         began = time.perf_counter()
         kind = self._target.tiers[transfer.destination].memory_kind
-        sharding = device_sharding(kind)
         mapping = self._bundle.map_weights(entry.name) if source is None else None
         is_alias = mapping is not None and self._target.kind == "unified"
-        tensors = _tensors(mapping, source)
         arena = self._arena if transfer.destination == "hbm" and not is_alias else None
-        block = self._room_for(tensors, arena) if arena is not None or (mapping is not None and not is_alias) else None
+        blocks: list[Block] = []
         pace = _Pace(self._target.link(transfer.source, transfer.destination), began)
-        weights: dict[str, jax.Array] = {}
+        arrived: list[dict[str, jax.Array]] = []
         try:
-            for group, num_bytes in self._arriving(tensors, block, source.block if source is not None else None):
-                weights |= jax.block_until_ready(jax.device_put(group, sharding))
-                pace.moved(num_bytes)
-                progress(pace.done_bytes)
+            for number, tensors in enumerate(_parts(entry, mapping, source)):
+                if arena is not None or (mapping is not None and not is_alias):
+                    blocks.append(self._room_for(tensors, arena))
+                held = source.blocks[number] if source is not None and source.blocks else None
+                groups = self._arriving(tensors, blocks[number] if blocks else None, held)
+                arrived.append(_take_over(groups, device_sharding(kind, number), pace, progress))
         except Exception:
-            if arena is not None and block is not None:
-                arena.release(block.memory)
+            if arena is not None:
+                for block in blocks:
+                    arena.release(block.memory)
             raise
         copy_seconds = time.perf_counter() - began - pace.slept_seconds
+        shapes = source.shapes if source is not None else {name: tensor.shape for name, tensor in mapping.items()}  # type: ignore[union-attr]
+        weights = assemble(entry, arrived, shapes, kind)
         if mapping is not None and not is_alias:
             mapping.close()
         pools = self.empty_pools(entry) if transfer.destination == "hbm" else []
-        _check_memory_kind([*weights.values(), *pools], kind)
+        _check_memory_kind([*(array for stage in weights for array in stage.values()), *pools], kind)
         seconds = time.perf_counter() - began
         record = TransferRecord(
             entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, copy_seconds
         )
-        return Moved(weights, pools, record, mapping if is_alias else None, block, arena)
+        return Moved(weights, pools, record, shapes, mapping if is_alias else None, tuple(blocks), arena)
 
     @staticmethod
     def _room_for(tensors: Mapping[str, Tensor], arena: Arena | None) -> Block:
@@ -210,35 +217,60 @@ class Copier:
         if entry.kv is None or not isinstance(config, DecoderConfig):
             return []
         shape, dtype = pool_shape(config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
-        sharding = device_sharding(self._target.tiers["hbm"].memory_kind)
-        return jax.block_until_ready([jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)])
+        kind = self._target.tiers["hbm"].memory_kind
+        placement = entry.placement
+        where = [device_sharding(kind)] * config.num_layers if placement is None else placement.pool_shardings(kind)
+        return jax.block_until_ready([jnp.zeros(shape, dtype, device=sharding) for sharding in where])
 
 
 class _Pace:
-    """Keeps a copy from being faster than its link."""
+    """Keeps a copy from being faster than its link; every device has one of its own, and all begin together."""
 
     def __init__(self, link: Link, began: float) -> None:
         self._link = link
         self._began = began
-        self.done_bytes = 0
+        self._device_bytes = 0  # of the device whose turn it is
+        self.done_bytes = 0  # of the fullest device so far
         self.slept_seconds = 0.0
+
+    def next_device(self) -> None:
+        """Begins to count another device's bytes."""
+        self._device_bytes = 0
 
     def moved(self, num_bytes: int) -> None:
         """Counts bytes that have arrived, and waits until the link would have moved all there are so far."""
-        self.done_bytes += num_bytes
+        self._device_bytes += num_bytes
+        self.done_bytes = max(self.done_bytes, self._device_bytes)
         if self._link.pace:
-            due = self._began + self._link.latency_seconds + self.done_bytes / self._link.bandwidth_bytes_per_s
+            due = self._began + self._link.latency_seconds + self._device_bytes / self._link.bandwidth_bytes_per_s
             wait = due - time.perf_counter()
             if wait > 0:
                 time.sleep(wait)
                 self.slept_seconds += wait
 
 
-def _tensors(mapping: MappedWeights | None, source: Moved | None) -> Mapping[str, Tensor]:
+def _parts(entry: ModelEntry, mapping: MappedWeights | None, source: Moved | None) -> Sequence[Mapping[str, Tensor]]:
+    """Returns of each device what it is to get, where that is now."""
     if mapping is not None:
-        return mapping
+        return host_parts(entry, mapping)
     assert source is not None, "a transfer comes from the disk or from a tier"
-    return source.weights if source.block is None else source.block.views
+    return [block.views for block in source.blocks] if source.blocks else shards(entry, source.weights)
+
+
+def _take_over(
+    groups: Iterator[tuple[Mapping[str, Tensor], int]],
+    sharding: SingleDeviceSharding,
+    pace: _Pace,
+    progress: Callable[[int], None],
+) -> dict[str, jax.Array]:
+    """Returns one device's arrays of the groups of tensors that arrive."""
+    arrays: dict[str, jax.Array] = {}
+    pace.next_device()
+    for group, num_bytes in groups:
+        arrays |= jax.block_until_ready(jax.device_put(group, sharding))
+        pace.moved(num_bytes)
+        progress(pace.done_bytes)
+    return arrays
 
 
 def _groups(

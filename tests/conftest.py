@@ -33,6 +33,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="a benchmark: run `make bench`"))
 
 
+_SHARDING_ROWS = pytest.StashKey[list[tuple[str, str, str, str, float, int]]]()
+
+
+@pytest.fixture
+def sharding_table(request: pytest.FixtureRequest) -> list[tuple[str, str, str, str, float, int]]:
+    """The rows of the table that is printed after the tests: what a sharded step was compared with."""
+    return request.config.stash.setdefault(_SHARDING_ROWS, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash.get(_SHARDING_ROWS, [])
+    if not rows:
+        return
+    terminalreporter.section("sharded steps against unsharded ones")
+    for family, phase, mesh, dtype, difference, collectives in rows:
+        terminalreporter.write_line(
+            f"{family:10} {phase:8} {mesh:6} {dtype:8} difference {difference:8.1e}, {collectives:3} collectives"
+        )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
     """Drops compiled programs after each file: those of all tests together take gigabytes."""

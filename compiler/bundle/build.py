@@ -8,9 +8,7 @@ many configurations share them.
 from __future__ import annotations
 
 import importlib.metadata
-import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -24,23 +22,32 @@ from ...models import registry
 from ...models.checkpoint import Checkpoint, open_checkpoint
 from ...models.config import DecoderConfig, StoredForm
 from ...models.family import build
-from ..configuration import BLOCK_TOKENS, configurations
-from ..executable import Executable, compile_exported, use_compilation_cache
-from ..implementations import pool_dtype
-from ..lower import Program, lower, pool_shape
+from ..configuration import BLOCK_TOKENS, Configuration, configurations
+from ..cut import StageCut
+from ..executable import compile_program, provide_devices, use_compilation_cache
 from ..memory import plan_memory
+from ..partition.footprint import footprint
 from ..target import Target, load_target
-from ..trace import trace_model
-from .manifest import Capability, KVPlan, Manifest, ModelEntry, ProgramEntry, Sampling, TierBudget
+from .manifest import (
+    Capability,
+    KVPlan,
+    Manifest,
+    ModelEntry,
+    ProgramEntry,
+    Sampling,
+    StageProgram,
+    TierBudget,
+)
+from .place import PlacedModel, place_model
 from .reader import Bundle, open_bundle
 from .spec import BundleSpec, ModelSpec, WeightForm
+from .timing import empty_pools, place_weights, time_step
 from .weights import MappedWeights, map_weights, write_weights
 from .writer import BundleWriter
 
 __all__ = ["BuildProgress", "build_bundle"]
 
 _DECODER_BATCH, _ENCODER_BATCH, _DECODER_SEQUENCE = 8, 4, 2048  # where neither bundle file nor model says
-_QUICK_SECONDS = 0.2  # a step that takes less is timed several times
 
 
 class BuildProgress(Protocol):
@@ -72,11 +79,13 @@ def build_bundle(
         progress: Told how far the build is.
 
     Raises:
-        ConfigurationError: if the target cannot run programs, or a model's limits don't fit its architecture.
+        ConfigurationError: if the target cannot run programs, a model's limits don't fit its architecture, or this
+            process has too few devices for a model's mesh.
         PlaitError: whatever pulling, reading or writing raises.
     """
     report: BuildProgress = progress if progress is not None else _silent
     target = _load_target(spec.target, Path(base))
+    provide_devices(max(model.num_devices for model in spec.models.values()))
     use_compilation_cache()
     with BundleWriter(output) as writer:
         entries = tuple(
@@ -129,6 +138,10 @@ def _build_model(
         writer.add_bytes(f"{folder}/chat_template.jinja", checkpoint.chat_template.encode())
     kv = _kv_plan(checkpoint, spec, sizes)
     mapped = map_weights(weights)
+    wanted = configurations(checkpoint.config, sequence=sizes.sequence, batch=sizes.batch)
+    placed = place_model(
+        checkpoint.config, wanted, spec.dtype, target, mesh=spec.stage_mesh, num_stages=spec.num_stages, kv=kv
+    )
     return ModelEntry(
         name=name,
         aliases=spec.aliases,
@@ -142,13 +155,14 @@ def _build_model(
         weights=f"{folder}/weights.safetensors",
         weights_bytes=mapped.num_bytes,
         kv=kv,
-        programs=tuple(_build_programs(name, spec, checkpoint, sizes, kv, mapped, target, writer, report)),
+        programs=tuple(_build_programs(name, placed, wanted, kv, mapped, writer, report)),
         tokenizer=f"{folder}/tokenizer.json",
         chat_template=f"{folder}/chat_template.jinja" if checkpoint.chat_template is not None else None,
         bos_token=checkpoint.bos_token,
         eos_token=checkpoint.eos_token,
         eos_token_ids=checkpoint.eos_token_ids,
         sampling=_sampling(spec),
+        placement=placed.placement,
     )
 
 
@@ -230,60 +244,57 @@ def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: regis
 
 def _build_programs(
     name: str,
-    spec: ModelSpec,
-    checkpoint: Checkpoint,
-    sizes: _Sizes,
+    placed: PlacedModel,
+    wanted: Sequence[Configuration],
     kv: KVPlan | None,
     weights: MappedWeights,
-    target: Target,
     writer: BundleWriter,
     report: BuildProgress,
 ) -> Iterator[ProgramEntry]:
-    config = checkpoint.config
-    wanted = configurations(config, sequence=sizes.sequence, batch=sizes.batch)
-    parameters = {tensor: jax.device_put(values) for tensor, values in weights.items()}
+    parameters = place_weights(weights, placed.placement)
     for index, configuration in enumerate(wanted):
         report(name, "programs", index, len(wanted))
-        traced = trace_model(config, configuration, spec.dtype)
-        program = lower(traced, config, configuration, spec.dtype, target)
-        executable = compile_exported(program.exported, program.donated, num_blocks=kv.num_blocks if kv else 0)
-        file = f"models/{name}/programs/{configuration.id}.stablehlo"
-        writer.add_bytes(file, program.to_bytes())
-        yield ProgramEntry(
-            configuration=configuration,
-            file=file,
-            flops=traced.graph.flops,
-            temporary_bytes=executable.temporary_bytes,
-            output_bytes=executable.output_bytes,
-            predicted_temporary_bytes=plan_memory(traced.graph).temporary_bytes,
-            donated=program.donated,
-            step_seconds=_time_step(executable, program, parameters, _pools(config, spec.dtype, kv)),
-        )
+        yield _build_program(f"models/{name}/programs", placed, configuration, kv, parameters, writer)
     report(name, "programs", len(wanted), len(wanted))
 
 
-def _pools(config: object, dtype: str, kv: KVPlan | None) -> list[jax.Array] | None:
-    if kv is None or not isinstance(config, DecoderConfig):
-        return None
-    return [jnp.zeros(pool_shape(config, kv.num_blocks), pool_dtype(dtype)) for _ in range(config.num_layers)]
+def _build_program(
+    folder: str,
+    placed: PlacedModel,
+    configuration: Configuration,
+    kv: KVPlan | None,
+    parameters: Sequence[dict[str, jax.Array]],
+    writer: BundleWriter,
+) -> ProgramEntry:
+    traced, cuts = placed.stages(configuration)
+    num_blocks = kv.num_blocks if kv else 0
+    programs = [placed.lower(stage, configuration, num_blocks) for stage in cuts]
+    executable = compile_program(programs, num_blocks=num_blocks, mesh=placed.mesh)
+    entries: list[StageProgram] = []
+    for number, (program, compiled) in enumerate(zip(programs, executable.stages, strict=True)):
+        file = f"{folder}/{configuration.id}{f'-stage{number}' if len(cuts) > 1 else ''}.stablehlo"
+        writer.add_bytes(file, program.to_bytes())
+        entries.append(
+            StageProgram(
+                file=file,
+                temporary_bytes=compiled.temporary_bytes,
+                output_bytes=compiled.output_bytes,
+                donated=program.donated,
+                takes=program.takes,
+                gives=program.gives,
+            )
+        )
+    pools = empty_pools(placed, kv)
+    return ProgramEntry(
+        configuration=configuration,
+        stages=tuple(entries),
+        flops=traced.graph.flops,
+        predicted_temporary_bytes=max(map(_predicted_temporary_bytes, cuts)),
+        step_seconds=time_step(executable, configuration, parameters, pools),
+    )
 
 
-def _time_step(
-    executable: Executable, program: Program, parameters: dict[str, jax.Array], pools: list[jax.Array] | None
-) -> float:
-    """Runs a program on zeros and returns the seconds of a step, with half of the context filled."""
-    shapes = program.configuration
-    tokens = np.zeros((shapes.batch, shapes.new_tokens), np.int32)
-    full = np.full((shapes.batch,), shapes.new_tokens, np.int32)
-    start = np.full((shapes.batch,), max(0, shapes.context // 2 - shapes.new_tokens), np.int32)
-    seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) < 5 and seconds[-1] < _QUICK_SECONDS):
-        began = time.perf_counter()
-        if pools is None:
-            result = executable(parameters, tokens, full)
-        else:
-            tables = np.zeros((shapes.batch, -(-shapes.context // BLOCK_TOKENS)), np.int32)
-            result, pools = executable(parameters, tokens, start, full, pools, tables)
-        jax.block_until_ready(result)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+def _predicted_temporary_bytes(stage: StageCut) -> int:
+    if stage.sharding is None:
+        return plan_memory(stage.traced.graph).temporary_bytes
+    return footprint(stage.traced, stage.sharding).temporaries

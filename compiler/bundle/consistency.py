@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from ...errors import BundleIntegrityError, ConfigurationError
 from ...models.config import DecoderConfig
 from .digests import num_chunks
-from .manifest import FileEntry, Manifest, ModelEntry
+from .manifest import FileEntry, Manifest, ModelEntry, ProgramEntry
+from .placement import Placement
 
 __all__ = ["MANIFEST_FILE", "check_manifest", "check_relative"]
 
@@ -74,6 +75,7 @@ def _check_model(manifest: Manifest, model: ModelEntry) -> None:
                 f"model {model.name!r} has the impossible configuration {shapes.id} for a sequence of {model.sequence}"
             )
     _check_architecture(model)
+    _check_stages(model)
 
 
 def _references(model: ModelEntry) -> Iterator[str]:
@@ -82,7 +84,8 @@ def _references(model: ModelEntry) -> Iterator[str]:
     if model.chat_template is not None:
         yield model.chat_template
     for entry in model.programs:
-        yield entry.file
+        for stage in entry.stages:
+            yield stage.file
 
 
 def _check_architecture(model: ModelEntry) -> None:
@@ -94,6 +97,57 @@ def _check_architecture(model: ModelEntry) -> None:
     if isinstance(config, DecoderConfig) != (model.kv is not None):
         what = "no KV cache" if model.kv is None else "a KV cache"
         raise BundleIntegrityError(f"model {model.name!r} of family {config.family!r} has {what}")
+
+
+def _check_stages(model: ModelEntry) -> None:
+    """Checks that programs and placement have the same stages, and that each stage has what it needs."""
+    placement = model.placement
+    num_stages = 1 if placement is None else len(placement.stages)
+    for entry in model.programs:
+        if len(entry.stages) != num_stages:
+            raise BundleIntegrityError(
+                f"model {model.name!r} has {num_stages} stages, its program {entry.configuration.id} has "
+                f"{len(entry.stages)}"
+            )
+        _check_handed(model, entry)
+    if placement is not None:
+        _check_placement(model, placement)
+
+
+def _check_handed(model: ModelEntry, entry: ProgramEntry) -> None:
+    given: set[int] = set()
+    for number, stage in enumerate(entry.stages):
+        if missing := sorted(set(stage.takes) - given):
+            raise BundleIntegrityError(
+                f"stage {number} of program {entry.configuration.id} of model {model.name!r} takes the value "
+                f"{missing[0]}, which no earlier stage gives"
+            )
+        given.update(stage.gives)
+    if not entry.stages[-1].gives:
+        raise BundleIntegrityError(f"program {entry.configuration.id} of model {model.name!r} gives no result")
+
+
+def _check_placement(model: ModelEntry, placement: Placement) -> None:
+    axes = set(placement.mesh_shape)
+    layouts = [(f"parameter {name!r}", dims) for stage in placement.stages for name, dims in stage.parameters.items()]
+    for what, dims in [*layouts, ("KV pool", (placement.pool_axes,))]:
+        used = [axis for dim in dims for axis in dim]
+        if len(set(used)) != len(used) or not set(used) <= axes:
+            raise BundleIntegrityError(
+                f"{what} of model {model.name!r} is divided over {', '.join(used)}; the mesh has each of "
+                f"{', '.join(sorted(axes)) or 'no axis'} once"
+            )
+    config = model.config
+    num_layers = config.num_layers if isinstance(config, DecoderConfig) else 0
+    layers = [layer for stage in placement.stages for layer in stage.layers]
+    if layers != list(range(num_layers)):
+        raise BundleIntegrityError(
+            f"model {model.name!r} has {num_layers} layers with a KV pool, its stages have the pools of {layers}"
+        )
+    if isinstance(config, DecoderConfig):
+        parts, (heads, _) = placement.mesh.num_shards(placement.pool_axes), config.cache_shapes[0]
+        if heads % parts:
+            raise BundleIntegrityError(f"model {model.name!r} has {heads} KV heads, which don't divide by {parts}")
 
 
 def _check_unique(what: str, names: Iterable[str]) -> None:

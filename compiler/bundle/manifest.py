@@ -8,6 +8,7 @@ fields of a newer format has a newer version number.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Literal, TypeAlias
 
 import pydantic
@@ -17,6 +18,7 @@ from ...errors import BundleIntegrityError, BundleVersionError, ModelNotFoundErr
 from ...models.config import DecoderConfig, EncoderConfig, config_from_json, config_to_json
 from ..configuration import Configuration
 from ..target import Target
+from .placement import DeviceShare, Placement
 
 __all__ = [
     "FORMAT_VERSION",
@@ -26,10 +28,11 @@ __all__ = [
     "ModelEntry",
     "ProgramEntry",
     "Sampling",
+    "StageProgram",
     "TierBudget",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -68,19 +71,40 @@ class KVPlan:
 
 
 @dataclass(frozen=True)
+class StageProgram:
+    """The exported program of one pipeline stage."""
+
+    __pydantic_config__ = _STRICT
+
+    file: str
+    temporary_bytes: NonNegativeInt  # of a device: XLA's buffer assignment on the machine that made the bundle
+    output_bytes: NonNegativeInt  # of a device: results that are not donated arguments
+    donated: tuple[NonNegativeInt, ...]  # positions of the arguments that the program may overwrite
+    takes: tuple[NonNegativeInt, ...] = ()  # ids of the values that earlier stages hand it
+    gives: tuple[NonNegativeInt, ...] = ()  # ids of those that it hands on; the last one's last is the result
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that a step needs on each device of the stage beside weights and KV."""
+        return self.temporary_bytes + self.output_bytes
+
+
+@dataclass(frozen=True)
 class ProgramEntry:
-    """One exported program and what it costs to run."""
+    """One configuration, as an exported program for each stage, and what it costs to run."""
 
     __pydantic_config__ = _STRICT
 
     configuration: Configuration
-    file: str
+    stages: Annotated[tuple[StageProgram, ...], pydantic.Field(min_length=1)]
     flops: NonNegativeInt  # of one step, as traced
-    temporary_bytes: NonNegativeInt  # XLA's buffer assignment on the machine that made the bundle
-    output_bytes: NonNegativeInt  # results that are not donated arguments
-    predicted_temporary_bytes: NonNegativeInt  # from the graph's live ranges, before compilation
-    donated: tuple[NonNegativeInt, ...]  # positions of the arguments that the program may overwrite
+    predicted_temporary_bytes: NonNegativeInt  # of a device, from the graph's live ranges, before compilation
     step_seconds: Amount  # measured when the bundle was made
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Most bytes that a step needs on any device beside weights and KV: temporaries and results."""
+        return max(stage.workspace_bytes for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,7 @@ class ModelEntry:
     eos_token: str | None
     eos_token_ids: tuple[NonNegativeInt, ...]
     sampling: Sampling = field(default_factory=Sampling)
+    placement: Placement | None = None  # None: whole on the first device
 
     @property
     def config(self) -> DecoderConfig | EncoderConfig:
@@ -135,19 +160,42 @@ class ModelEntry:
         return self.kv.pool_bytes if self.kv else 0
 
     @property
+    def num_devices(self) -> int:
+        """Devices that the model needs."""
+        return 1 if self.placement is None else self.placement.num_devices
+
+    @cached_property
+    def shares(self) -> tuple[DeviceShare, ...]:
+        """What each of its devices holds."""
+        if self.placement is None:
+            return (DeviceShare(self.weights_bytes, self.kv_bytes, self.workspace_bytes),)
+        return tuple(
+            DeviceShare(
+                stage.weights_bytes, stage.kv_bytes, max(p.stages[number].workspace_bytes for p in self.programs)
+            )
+            for number, stage in enumerate(self.placement.stages)
+            for _ in range(self.placement.mesh.num_devices)
+        )
+
+    @property
     def workspace_bytes(self) -> int:
-        """Most bytes that any one step needs beside weights and KV: temporaries and results."""
-        return max(program.temporary_bytes + program.output_bytes for program in self.programs)
+        """Most bytes that any one step needs on a device beside weights and KV: temporaries and results."""
+        return max(program.workspace_bytes for program in self.programs)
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes in hbm while the model is hot, without the workspace, which co-resident models share."""
-        return self.weights_bytes + self.kv_bytes
+        """Bytes in hbm of the fullest device while the model is hot, without the workspace."""
+        return max(share.resident_bytes for share in self.shares)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of weights that the fullest device gets when the model comes to a tier; devices load side by side."""
+        return max(share.weights_bytes for share in self.shares)
 
 
 @dataclass(frozen=True)
 class TierBudget:
-    """Bytes that the bundle may use of each tier."""
+    """Bytes that the bundle may use of each tier, on each device."""
 
     __pydantic_config__ = _STRICT
 
@@ -171,6 +219,11 @@ class Manifest:
     traffic: dict[str, Amount] | str | None = None  # requests per second by model, or the path of a trace
     format: Literal["plait-bundle"] = "plait-bundle"
     version: PositiveInt = FORMAT_VERSION
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that the bundle needs."""
+        return max((model.num_devices for model in self.models), default=1)
 
     def model(self, name: str) -> ModelEntry:
         """Returns the model of that name or alias.

@@ -15,15 +15,19 @@ import yaml
 
 from ...errors import ConfigurationError
 from ...models.config import StoredForm
+from ..mesh import Mesh
 from .manifest import Sampling
 
-__all__ = ["BudgetSpec", "BundleSpec", "ModelSpec", "WeightForm", "parse_bytes", "read_spec"]
+__all__ = ["PIPELINE", "BudgetSpec", "BundleSpec", "ModelSpec", "WeightForm", "parse_bytes", "read_spec"]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # fit for a folder and for a URL
 
 Name: TypeAlias = Annotated[str, pydantic.StringConstraints(pattern=_NAME, max_length=64)]
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
 WeightForm: TypeAlias = Literal["dense", "stored"] | StoredForm
+
+PIPELINE = "pipeline"  # the axis of a mesh along which layers are cut into stages
+_MAX_DEVICES = 1024
 
 _DTYPES: dict[str, Dtype] = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16"}
 
@@ -33,7 +37,7 @@ class _Strict(pydantic.BaseModel):
 
 
 class BudgetSpec(_Strict):
-    """Bytes that the bundle may use of each tier; None is the target's capacity."""
+    """Bytes that the bundle may use of each tier on each device; None is the target's capacity."""
 
     hbm: Annotated[pydantic.ByteSize, pydantic.Field(gt=0)] | None = None
     ddr: Annotated[pydantic.ByteSize, pydantic.Field(gt=0)] | None = None
@@ -51,11 +55,34 @@ class ModelSpec(_Strict):
     aliases: tuple[Name, ...] = ()
     pin: Literal["hbm", "ddr"] | None = None
     sampling: Sampling | None = None
+    mesh: dict[Name, Annotated[int, pydantic.Field(ge=1, le=1024)]] = {}  # devices by axis; "pipeline" counts stages
 
     @pydantic.field_validator("dtype", mode="before")
     @classmethod
     def _long_name(cls, value: object) -> object:
         return _DTYPES.get(value, value) if isinstance(value, str) else value
+
+    @property
+    def stage_mesh(self) -> Mesh:
+        """The mesh of one stage: all axes but "pipeline", those of one device left out."""
+        shape = {axis: size for axis, size in self.mesh.items() if axis != PIPELINE and size > 1}
+        return Mesh(tuple(shape), tuple(shape.values()))
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages, one after the other on devices of their own."""
+        return self.mesh.get(PIPELINE, 1)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all stages."""
+        return self.stage_mesh.num_devices * self.num_stages
+
+    @pydantic.model_validator(mode="after")
+    def _mesh_has_a_size(self) -> ModelSpec:
+        if self.num_devices > _MAX_DEVICES:
+            raise ValueError(f"a mesh of {self.num_devices} devices is more than the {_MAX_DEVICES} that are possible")
+        return self
 
 
 class BundleSpec(_Strict):

@@ -191,8 +191,8 @@ def division_seconds(
 ) -> float:
     """Returns the time that one operation of a group takes on each device, divided so, in seconds.
 
-    Work is divided over all axes of its operands' factors. Bytes are those of weights, caches and optimizer state, at most what
-    the operation looks at of them: other operands are taken to stay on chip.
+    Work is divided over all axes of its operands' factors. Bytes are those of weights, caches and optimizer state, at
+    most what the operation looks at of them: other operands are taken to stay on chip.
     """
     num_parts = mesh.num_shards(_working_axes(group, division))
     stored = stored_bytes(group, None, mesh)
@@ -205,7 +205,7 @@ def division_seconds(
 
 
 def _working_axes(group: OperationGroup, division: OperationSharding) -> tuple[str, ...]:
-    """Returns the axes over which the work is divided: those of factors that an operand has, or any if there is none."""
+    """Returns the axes over which the work is divided: of factors that an operand has, or any if there is none."""
     read = {factor for access in group.rule.operands for dim in access.dims for factor in dim}
     factors = read or range(len(division.axes))
     return tuple(dict.fromkeys(axis for factor in factors for axis in division.axes[factor]))

@@ -34,6 +34,7 @@ _AXES = ("x", "y", "z", "w")
 _MAX_AXES = 3  # of a mesh of our choosing: strategies grow as a power of it
 _NUM_BISECTIONS = 8  # of the memory limit, for objective "memory"
 _MAX_TIGHTENINGS = 6  # of the solver's memory limit, where a plan holds more than the problem says
+_NO_LIMIT = 1 << 60  # bytes of a device
 _NUM_LARGEST = 5  # terms of a report
 _LEVERS = {
     "parameter": "store the weights in fewer bits (--weights)",
@@ -103,12 +104,12 @@ def partition(
 
     Args:
         traced: The graph.
-        target: The machine; its memory is the budget unless one is given.
+        target: The machine.
         dtype: That products are computed in.
         num_devices: Devices to use, if `mesh` is not given.
         mesh: Of one stage; by default several shapes are tried.
         num_stages: Pipeline stages; by default as many as are best, or 1 if `mesh` is given.
-        budget_bytes: What each device may hold.
+        budget_bytes: What each device may hold; no limit by default.
         objective: "latency" (of a step), "throughput" (time between steps with all stages busy) or "memory" (of the
             fullest device).
         pins: Layouts that inputs or results may have, by value id.
@@ -120,7 +121,7 @@ def partition(
         ConfigurationError: if the mesh, the stages or a pin don't fit the graph.
     """
     begin = time.monotonic()
-    budget = target.tiers["hbm"].capacity_bytes if budget_bytes is None else budget_bytes
+    budget = _NO_LIMIT if budget_bytes is None else budget_bytes
     candidates = list(_candidates(num_devices, mesh, num_stages))
     task = _Task(skeleton(traced), target, dtype, budget, objective, pins)
     found: list[_Found] = []
@@ -142,7 +143,7 @@ def partition(
         sharding=best.sharding,
         stages=best.stages,
         objective=objective,
-        budget_bytes=budget,
+        budget_bytes=budget_bytes,
         cost=best.solution.cost,
         lower_bound=best.solution.lower_bound,
         status=best.tried.status,

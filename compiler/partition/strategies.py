@@ -8,6 +8,7 @@ next, and one of them over both.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -16,6 +17,8 @@ from ..ops.sharding.rule import Rule
 from .plan import OperationSharding
 
 __all__ = ["input_layouts", "operation_strategies"]
+
+_MAX_FACTORS = 6  # that are looked at: strategies grow as a power of them
 
 # Of an axis: a factor, two that it exchanges, the operands whose partial sums pass, or none of these.
 _Choice: TypeAlias = int | tuple[int, int] | frozenset[int] | None
@@ -26,7 +29,7 @@ def operation_strategies(rule: Rule, mesh: Mesh) -> tuple[OperationSharding, ...
 
     An axis is given to a factor only if the factor's size divides; a factor's axes are in the order of the mesh.
     """
-    factors = [f for f, size in enumerate(rule.sizes) if f not in rule.blocked and size > 1]
+    factors = _factors(rule)
     choices: list[_Choice] = [None, *factors, *rule.exchanges, *rule.linear]
     found: dict[OperationSharding, None] = {}
     for choice in itertools.product(choices, repeat=len(mesh.axes)):
@@ -34,6 +37,19 @@ def operation_strategies(rule: Rule, mesh: Mesh) -> tuple[OperationSharding, ...
         if strategy is not None:
             found[strategy] = None
     return tuple(found)
+
+
+def _factors(rule: Rule) -> list[int]:
+    """Returns the factors to divide: of many, those of which most elements depend."""
+    free = [factor for factor, size in enumerate(rule.sizes) if factor not in rule.blocked and size > 1]
+    if len(free) <= _MAX_FACTORS:
+        return free
+    elements = dict.fromkeys(free, 0)
+    for access in (*rule.operands, *rule.results):
+        held = [factor for dim in access.dims for factor in dim]
+        for factor in elements.keys() & set(held):
+            elements[factor] += math.prod(rule.sizes[each] for each in held)
+    return sorted(sorted(free, key=lambda factor: -elements[factor])[:_MAX_FACTORS])
 
 
 def _strategy(rule: Rule, mesh: Mesh, choice: tuple[_Choice, ...]) -> OperationSharding | None:

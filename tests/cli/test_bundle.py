@@ -37,8 +37,15 @@ def test_a_bundle_beyond_its_budget_is_made_with_a_warning(plait, bundle_file: P
         ("bundle: x\ntarget: cpu\nmodels: {a: {source: nowhere}}", "no model 'nowhere'"),
         ("bundle: x\ntarget: cpu\nbudget: {hbm: lots}\nmodels: {a: {source: bert}}", "budget.hbm"),
         ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert, kv_tokens: 64}}", "is an encoder and has no KV cache"),
+        (
+            "bundle: x\ntarget: cpu\nmodels: {a: {source: bert, mesh: {tensor: 0}}}",
+            "models.a.mesh.tensor: Input should",
+        ),
+        ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert, mesh: {x: 99, y: 99}}}", "a mesh of 9801 devices is more"),
+        ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert, mesh: {pipeline: 9}}}", "9 devices are needed"),
+        ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert, mesh: {pipeline: 7}}}", "does not make 7 pipeline stages"),
     ],
-    ids=["YAML", "field", "target", "source", "bytes", "limits"],
+    ids=["YAML", "field", "target", "source", "bytes", "limits", "axis", "devices", "this machine", "stages"],
 )
 def test_a_wrong_bundle_file_is_one_line_and_leaves_nothing(plait, bundle_file: Path, text: str, says: str) -> None:
     bundle_file.write_text(text)

@@ -9,6 +9,7 @@ import pytest
 
 from plait.cli.legality import legality
 from plait.compiler.bundle.manifest import Manifest, TierBudget
+from plait.compiler.bundle.placement import Placement, StagePlacement
 from plait.compiler.bundle.reader import Bundle, open_bundle
 from plait.compiler.target import load_target
 from plait.runtime.residency import hbm_bytes
@@ -38,7 +39,11 @@ def rewrite(path: Path, manifest: Manifest) -> None:
 def test_a_bundle_that_fits_has_neither_errors_nor_switches(plait, tiny_bundle: Path, opened: Bundle) -> None:
     outcome = plait("check", tiny_bundle, "--digest", opened.manifest_digest, "--json")
     data = outcome.data
-    assert set(data) == {"errors", "warnings", "utilization", "switch_seconds", "digest"}
+    assert set(data) == {"errors", "warnings", "utilization", "switch_seconds", "digest", "models"}
+    assert data["models"]["chat"]["mesh"] == {}
+    assert [device["weights_bytes"] for device in data["models"]["chat"]["devices"]] == [
+        opened.manifest.models[0].weights_bytes
+    ]
     assert (outcome.code, outcome.err, data["errors"], data["warnings"]) == (0, "", [], [])
     assert data["digest"] == opened.manifest_digest
     assert {seconds for row in data["switch_seconds"].values() for seconds in row.values()} == {0.0}
@@ -46,6 +51,19 @@ def test_a_bundle_that_fits_has_neither_errors_nor_switches(plait, tiny_bundle: 
     text = plait("check", tiny_bundle).out
     assert "every model can be hot within the budget" in text
     assert opened.manifest_digest in text
+
+
+def test_a_model_over_devices_is_shown_with_the_bytes_of_each(plait, copy: Path, opened: Bundle) -> None:
+    chat, *others = opened.manifest.models
+    stage = StagePlacement({}, (0, 1), weights_bytes=5 << 20, kv_bytes=3 << 20)
+    over_two = replace(chat, placement=Placement({"tensor": 2}, ("tensor",), (stage,)))
+    rewrite(copy, replace(opened.manifest, models=(over_two, *others)))
+    data = plait("check", copy, "--json").data["models"]["chat"]
+    assert (data["mesh"], data["stages"], len(data["devices"])) == ({"tensor": 2}, 1, 2)
+    assert data["devices"][1]["weights_bytes"] == 5 << 20
+    text = plait("check", copy).out
+    (line,) = (line for line in text.splitlines() if "tensor=2" in line)
+    assert line.split()[2:4] == ["0-1", "5.0"]
 
 
 def test_a_switch_costs_what_the_link_takes(opened: Bundle) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from plait.compiler.bundle.manifest import KVPlan, Manifest, ModelEntry, ProgramEntry, TierBudget
+from plait.compiler.bundle.manifest import KVPlan, Manifest, ModelEntry, ProgramEntry, StageProgram, TierBudget
 from plait.compiler.bundle.weights import TensorSpec, write_weights
 from plait.compiler.bundle.writer import BundleWriter
 from plait.compiler.configuration import Configuration
@@ -58,12 +58,17 @@ def make_model(name: str = "chat", config: DecoderConfig | EncoderConfig = DECOD
     configuration = Configuration("decode", 1, 1, 64) if is_decoder else Configuration("embed", 1, 64, 64)
     program = ProgramEntry(
         configuration=configuration,
-        file=f"models/{name}/programs/{configuration.id}.stablehlo",
+        stages=(
+            StageProgram(
+                file=f"models/{name}/programs/{configuration.id}.stablehlo",
+                temporary_bytes=64,
+                output_bytes=32,
+                donated=(2,),
+                gives=(7,),
+            ),
+        ),
         flops=100,
-        temporary_bytes=64,
-        output_bytes=32,
         predicted_temporary_bytes=64,
-        donated=(2,) if is_decoder else (),
         step_seconds=0.001,
     )
     return ModelEntry(
@@ -111,7 +116,8 @@ def add_files(writer: BundleWriter, manifest: Manifest, *, seed: int = 0) -> Non
         if model.chat_template is not None:
             writer.add_bytes(model.chat_template, b"{{ messages }}")
         for entry in model.programs:
-            writer.add_bytes(entry.file, program)
+            for stage in entry.stages:
+                writer.add_bytes(stage.file, program)
 
 
 def write_bundle(path: Path, manifest: Manifest | None = None, *, seed: int = 0) -> Manifest:

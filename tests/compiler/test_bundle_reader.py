@@ -20,7 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plait.compiler.bundle.digests import CHUNK_BYTES
-from plait.compiler.bundle.manifest import FORMAT_VERSION, FileEntry, KVPlan, Manifest
+from plait.compiler.bundle.manifest import (
+    FORMAT_VERSION,
+    FileEntry,
+    KVPlan,
+    Manifest,
+    ModelEntry,
+    StageProgram,
+)
+from plait.compiler.bundle.placement import Placement, StagePlacement
 from plait.compiler.bundle.reader import MAX_MANIFEST_BYTES, Bundle, open_bundle
 from plait.compiler.bundle.writer import BundleWriter
 from plait.compiler.configuration import Configuration
@@ -157,6 +165,7 @@ def test_mutated_manifest_is_refused_or_still_consistent(bundle_path: Path, data
             assert model.config is not None
             assert model.workspace_bytes >= 0
             assert model.resident_bytes > 0
+            assert len(model.shares) == model.num_devices
     except BundleError:
         pass
     finally:
@@ -278,6 +287,20 @@ def test_listed_path_that_escapes_is_refused(bundle_path: Path, relative: str) -
 
 CHAT = make_model("chat")
 PROGRAM_ENTRY = CHAT.programs[0]
+STAGE = PROGRAM_ENTRY.stages[0]
+
+
+def with_stages(*stages: StageProgram) -> ModelEntry:
+    """The chat model with other stages in its program."""
+    return replace(CHAT, programs=(replace(PROGRAM_ENTRY, stages=stages),))
+
+
+def placed(*stages: StagePlacement, mesh: dict[str, int] | None = None, pool_axes: tuple[str, ...] = ()) -> ModelEntry:
+    """The chat model over several devices, each stage with the same program."""
+    return replace(with_stages(*(STAGE for _ in stages)), placement=Placement(mesh or {"tensor": 2}, pool_axes, stages))
+
+
+WHOLE = StagePlacement({"layers.0.weight": ((), ("tensor",))}, (0,), 100, 10)
 
 
 @pytest.mark.parametrize(
@@ -293,8 +316,28 @@ PROGRAM_ENTRY = CHAT.programs[0]
         (replace(CHAT, programs=()), "models.0.programs"),
         (replace(CHAT, programs=(PROGRAM_ENTRY,) * 2), "configuration of model 'chat' 'decode-b1-t1-c64' 2 times"),
         (replace(CHAT, programs=(replace(PROGRAM_ENTRY, flops=-1),)), "models.0.programs.0.flops"),
-        (replace(CHAT, programs=(replace(PROGRAM_ENTRY, temporary_bytes=-1),)), "temporary_bytes"),
-        (replace(CHAT, programs=(replace(PROGRAM_ENTRY, donated=(-1,)),)), "donated"),
+        (with_stages(replace(STAGE, temporary_bytes=-1)), "programs.0.stages.0.temporary_bytes"),
+        (with_stages(replace(STAGE, donated=(-1,))), "donated"),
+        (with_stages(), "programs.0.stages: Tuple should have at least 1 item"),
+        (with_stages(STAGE, STAGE), "has 1 stages, its program decode-b1-t1-c64 has 2"),
+        (
+            with_stages(replace(STAGE, takes=(3,))),
+            "stage 0 of program .* takes the value 3, which no earlier stage gives",
+        ),
+        (with_stages(replace(STAGE, gives=())), "decode-b1-t1-c64 of model 'chat' gives no result"),
+        (
+            replace(CHAT, placement=Placement({"tensor": 2}, (), ())),
+            "placement.stages: Tuple should have at least 1 item",
+        ),
+        (placed(WHOLE, mesh={"tensor": 0}), "placement.mesh_shape.tensor"),
+        (placed(WHOLE, mesh={"x": 2}), "'layers.0.weight' of model 'chat' is divided over tensor; the mesh has"),
+        (
+            placed(replace(WHOLE, parameters={"w": (("tensor",), ("tensor",))})),
+            "'w' of model 'chat' is divided over tensor, tensor; the mesh has each of tensor once",
+        ),
+        (placed(WHOLE, WHOLE), r"has 1 layers with a KV pool, its stages have the pools of \[0, 0\]"),
+        (placed(replace(WHOLE, layers=())), r"has 1 layers with a KV pool, its stages have the pools of \[\]"),
+        (placed(WHOLE, pool_axes=("tensor",)), "has 1 KV heads, which don't divide by 2"),
         (replace(CHAT, programs=(replace(PROGRAM_ENTRY, step_seconds=-0.5),)), "step_seconds"),
         (
             replace(CHAT, programs=(replace(PROGRAM_ENTRY, configuration=Configuration("decode", 0, 1, 64)),)),

@@ -2,83 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoder_variants import SMALL, VARIANTS, empty_cache, random_parameters
 
 from plait.compiler.configuration import BLOCK_TOKENS, Configuration
-from plait.compiler.executable import Executable, compile_exported
+from plait.compiler.executable import Executable, compile_program
 from plait.compiler.implementations import pool_dtype
 from plait.compiler.lower import lower, pool_shape
 from plait.compiler.target import load_target
 from plait.compiler.trace import trace_model
 from plait.models.checkpoint import open_checkpoint
-from plait.models.config import DecoderConfig, EncoderConfig, Experts, LatentAttention, ModelConfig, Rope
+from plait.models.config import DecoderConfig, EncoderConfig
 from plait.models.family import build
-from plait.models.quantization import quantize
 
 TARGET = load_target("cpu")
-SMALL = DecoderConfig(
-    num_layers=2,
-    hidden_size=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_size=16,
-    intermediate_size=96,
-    vocab_size=128,
-    max_positions=512,
-    tie_embeddings=True,
-)
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-MIXTURE = Experts(num_experts=8, experts_per_token=2, intermediate_size=32)
-VARIANTS = {
-    "sliding, sinks": replace(SMALL, window=40, sliding_layers=(0,), has_sinks=True),
-    "capped, unit offset": replace(SMALL, score_cap=3.0, logit_cap=5.0, norm="rms_unit_offset", has_post_norms=True),
-    "alibi, layer norms": replace(SMALL, rope=None, has_alibi=True, norm="layer", is_gated=False, activation="gelu"),
-    "experts": replace(SMALL, experts=replace(MIXTURE, shared_intermediate_size=48, has_selection_bias=True)),
-    "experts with biases": replace(
-        SMALL,
-        experts=replace(MIXTURE, has_bias=True, has_router_bias=True, activation="clamped_swiglu"),
-    ),
-    "latent": replace(SMALL, latent=LatentAttention(None, 32, 8, 16, 24), rope=Rope(is_interleaved=True)),
-    "mxfp4 experts": replace(SMALL, experts=MIXTURE, stored_form="mxfp4", stored_parts=("experts",)),
-    "fp8": replace(
-        SMALL,
-        latent=LatentAttention(32, 32, 8, 16, 24),
-        experts=replace(MIXTURE, dense_layers=(0,), score="sigmoid", num_groups=4, groups_per_token=2),
-        stored_form="fp8",
-        stored_parts=("attention", "mlp", "experts"),
-    ),
-    "q8_0": replace(SMALL, stored_form="q8_0", stored_parts=("attention", "mlp")),
-    "q4_0": replace(SMALL, stored_form="q4_0", stored_parts=("attention", "mlp")),
-}
-
-
-def random_parameters(config: ModelConfig, dtype: str, seed: int = 0) -> dict[str, jax.Array]:
-    """Returns seeded weights; norms around one; those of stored forms quantized."""
-    generator = np.random.default_rng(seed)
-    stored = build(config, dtype).parameters
-    parameters: dict[str, jax.Array] = {}
-    for name, leaf in build(config.dense, dtype).parameters.items():
-        values = generator.standard_normal(leaf.shape) * 0.1 + name.endswith("norm.weight")
-        scales = f"{name.removesuffix('weight')}scales"
-        if scales in stored:
-            parameters[name], parameters[scales] = map(jnp.asarray, quantize(values, config.stored_form))  # type: ignore[union-attr]
-        else:
-            parameters[name] = jnp.asarray(values, dtype)
-    return parameters
-
-
-def empty_cache(config: DecoderConfig, context: int, dtype: str) -> list[tuple[jax.Array, jax.Array]]:
-    """Returns a dense cache of one sequence."""
-    key, value = (jnp.zeros((1, context, *shape), dtype) for shape in config.cache_shapes)
-    return [(key, value)] * config.num_layers
 
 
 @dataclass
@@ -108,7 +52,8 @@ class Paged:
         lengths[0] = len(tokens)
         tables = np.full((configuration.batch, len(self.blocks)), self.num_blocks, np.int32)
         tables[0] = self.blocks
-        logits, self.pools = executable(self.parameters, rows, starts, lengths, self.pools, tables)
+        inputs = {"tokens": rows, "start": starts, "lengths": lengths, "tables": tables}
+        logits, self.pools = executable([self.parameters], inputs, self.pools)
         return np.asarray(logits)[0]
 
     def executable(self, configuration: Configuration) -> Executable:
@@ -116,9 +61,7 @@ class Paged:
         if configuration not in self.executables:
             traced = trace_model(self.config, configuration, self.dtype)
             program = lower(traced, self.config, configuration, self.dtype, TARGET)
-            self.executables[configuration] = compile_exported(
-                program.exported, program.donated, num_blocks=self.num_blocks
-            )
+            self.executables[configuration] = compile_program([program], num_blocks=self.num_blocks)
         return self.executables[configuration]
 
 
@@ -172,7 +115,7 @@ def test_lowered_encoders_equal_the_plain_model(head) -> None:
     program = lower(trace_model(config, configuration, "float32"), config, configuration, "float32", TARGET)
     tokens = np.random.default_rng(3).integers(0, config.vocab_size, (4, 32)).astype(np.int32)
     lengths = np.array([32, 5, 0, 9], np.int32)
-    ours = np.asarray(compile_exported(program.exported, program.donated)(parameters, tokens, lengths))
+    ours = np.asarray(compile_program([program])([parameters], {"tokens": tokens, "lengths": lengths}, [])[0])
     reference = np.asarray(jax.jit(build(config, "float32").__call__)(parameters, tokens, lengths))
     assert np.max(np.abs(ours - reference)) <= 2e-6 * np.max(np.abs(reference))
     assert not ours[2].any()
@@ -184,7 +127,7 @@ def test_a_decode_step_leaves_the_pool_in_place() -> None:
     pool_bytes = sum(pool.nbytes for pool in paged.pools)
     addresses = [pool.unsafe_buffer_pointer() for pool in paged.pools]
     paged.run(configuration, np.array([1]), 0)
-    assert paged.executable(configuration).temporary_bytes < pool_bytes / 100
+    assert paged.executable(configuration).stages[0].temporary_bytes < pool_bytes / 100
     assert [pool.unsafe_buffer_pointer() for pool in paged.pools] == addresses
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 from tiny_models import decoder, encoder
 
 from plait.compiler.bundle.manifest import ModelEntry, TierBudget
+from plait.compiler.bundle.placement import Placement, StagePlacement
 from plait.errors import DoesNotFitError
-from plait.runtime.residency import ResidencyManager, check_budget, hbm_bytes
+from plait.runtime.residency import ResidencyManager, check_budget, ddr_bytes, hbm_bytes
 
 MIB = 2**20
 CHAT = decoder("chat", weights_bytes=100, num_blocks=5, workspace_bytes=30)  # 20 bytes of KV
@@ -135,7 +137,8 @@ def test_victims_make_room_and_none_of_them_is_superfluous(sizes: list[tuple[int
 
 def _bytes(models: list[ModelEntry]) -> int:
     """From the definition: weights, KV and the largest step."""
-    steps = [program.temporary_bytes + program.output_bytes for model in models for program in model.programs]
+    stages = [stage for model in models for program in model.programs for stage in program.stages]
+    steps = [stage.temporary_bytes + stage.output_bytes for stage in stages]
     kv = [m.kv.block_tokens * m.kv.num_blocks * m.kv.bytes_per_token for m in models if m.kv]
     return sum(model.weights_bytes for model in models) + sum(kv) + max(steps)
 
@@ -182,3 +185,26 @@ def test_the_verdict_does_not_depend_on_the_order_of_the_models(order: tuple[int
     models = [CHAT, EMBED, encoder("pinned", weights_bytes=20, pin="hbm")]
     with pytest.raises(DoesNotFitError, match="of hbm"):
         check_budget([models[index] for index in order], TierBudget(120, 10**6), tiered=True)
+
+
+def over_two_devices(name: str, *shares: tuple[int, int]) -> ModelEntry:
+    """A decoder of two pipeline stages with (weights, KV) bytes each and a workspace of 10."""
+    entry = decoder(name, weights_bytes=sum(weights for weights, _ in shares))
+    stages = tuple(StagePlacement({}, (number,), *share) for number, share in enumerate(shares))
+    programs = tuple(replace(program, stages=program.stages * len(shares)) for program in entry.programs)
+    return replace(entry, placement=Placement({}, (), stages), programs=programs)
+
+
+def test_the_fullest_device_counts_against_the_budget() -> None:
+    staged = over_two_devices("staged", (100, 5), (300, 1))
+    one = decoder("one", weights_bytes=150, num_blocks=1)  # on the first device, 4 bytes of KV
+    assert hbm_bytes([staged]) == 300 + 1 + 10
+    assert hbm_bytes([staged, one]) == max(300 + 1, 100 + 5 + 150 + 4) + 10
+    assert ddr_bytes([staged, one]) == 300
+    residency = manager(staged, one, hbm=311, ddr=300)
+    assert residency.begin("staged", "hbm") == 300  # devices load side by side
+    residency.finish("staged", 0.0)
+    assert residency.has_room("one", "hbm")
+    with pytest.raises(DoesNotFitError, match=r"'staged' needs .* of hbm.*; largest: weights of staged") as failure:
+        check_budget([staged, one], TierBudget(hbm=310, ddr=300), tiered=True)
+    assert failure.value.demand_bytes == 311

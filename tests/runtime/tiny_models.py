@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait.compiler.bundle.manifest import KVPlan, ModelEntry, ProgramEntry, TierBudget
+from plait.compiler.bundle.manifest import KVPlan, ModelEntry, ProgramEntry, StageProgram, TierBudget
 from plait.compiler.configuration import Configuration
 from plait.compiler.target import Compute, Link, Target, Tier
 from plait.runtime.events import EmbedWork, GenerateWork, Request, Sampling
@@ -79,9 +79,8 @@ def _entry(
     batch: int,
     kv: KVPlan | None,
 ) -> ModelEntry:
-    programs = tuple(
-        ProgramEntry(shape, "", 0, workspace_bytes - 1, 1, workspace_bytes - 1, (), step_seconds) for shape in shapes
-    )
+    stage = StageProgram("", workspace_bytes - 1, 1, ())
+    programs = tuple(ProgramEntry(shape, (stage,), 0, workspace_bytes - 1, step_seconds) for shape in shapes)
     return ModelEntry(
         name=name,
         aliases=(),

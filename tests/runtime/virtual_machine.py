@@ -134,7 +134,7 @@ class VirtualMachine:
         hot = [self.models[name] for name in holders["hbm"]]
         hbm = sum(m.weights_bytes for m in hot)
         hbm += sum(m.kv.block_tokens * m.kv.num_blocks * m.kv.bytes_per_token for m in hot if m.kv)
-        hbm += max((p.temporary_bytes + p.output_bytes for m in hot for p in m.programs), default=0)
+        hbm += max((s.temporary_bytes + s.output_bytes for m in hot for p in m.programs for s in p.stages), default=0)
         assert hbm <= self.budget["hbm"], f"hbm holds {hbm} bytes of {self.budget['hbm']}: {sorted(holders['hbm'])}"
         ddr = sum(self.models[name].weights_bytes for name in holders["ddr"])
         assert ddr <= self.budget["ddr"], f"ddr holds {ddr} bytes of {self.budget['ddr']}: {sorted(holders['ddr'])}"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plait.compiler.partition.merge import Run
 from plait.compiler.partition.stages import balanced_cuts, cut_points
 

@@ -27,6 +27,8 @@ __all__ = ["solve"]
 _PRESOLVE_SHARE = 0.4  # of the time limit
 _MAX_RELAXED = 1 << 22  # entries of edges up to which memory is first left out
 _MAX_PROGRAM = 150_000  # entries of a core's edges that HiGHS takes on whole
+_RELAXATION_SHARE, _PROGRAM_SHARE = 0.4, 0.7  # of the time that is left, until which HiGHS has a core for itself
+_LEAST_SECONDS = 2.0  # for which the search is worth loading, if there is an assignment already
 _NUM_LARGEST = 5
 
 
@@ -85,10 +87,11 @@ class _Run:
             best.offer(np.empty(0, np.int64))
             best.prove(core.constant)
             dual = Dual(np.zeros(len(core.room)), np.empty(0))
-        elif len(core.entries) <= _MAX_PROGRAM:
-            dual = self._solve_small(core, best)
         else:
-            dual = self._solve_large(core, best)
+            dual = self._solve_small(core, best) if len(core.entries) <= _MAX_PROGRAM else None
+            is_settled = best.is_optimal or best.is_infeasible
+            if not is_settled and (best.places is None or self.deadline - time.monotonic() > _LEAST_SECONDS):
+                dual = self._solve_large(core, best, dual)
         certificate = None if dual is None else _certificate(network, core, dual)
         if best.is_infeasible:
             return self._infeasible(_explain_search(self.problem), certificate)
@@ -99,20 +102,21 @@ class _Run:
     def _solve_small(self, core: Core, best: Best) -> Dual | None:
         from .program import Program
 
-        program = Program(core)
-        relaxed, dual = program.relax(self.deadline)
+        program, left = Program(core), self.deadline - time.monotonic()
+        relaxed, dual = program.relax(self.deadline - (1 - _RELAXATION_SHARE) * left)
         best.take(relaxed)
         if dual is not None:
             best.prove(bound_of(core, dual))
         if relaxed.status == "optimal" and not best.is_optimal:
             self.progress("branching", best.cost, best.bound)
-            best.take(program.decide(self.deadline, best.tolerance))
+            best.take(program.decide(self.deadline - (1 - _PROGRAM_SHARE) * left, best.tolerance))
         return dual
 
-    def _solve_large(self, core: Core, best: Best) -> Dual | None:
+    def _solve_large(self, core: Core, best: Best, known: Dual | None) -> Dual | None:
         from .large import solve_large
 
-        return solve_large(core, best, self.deadline - _reserve(self.deadline - self.begin), self.progress)
+        dual = solve_large(core, best, self.deadline - _reserve(self.deadline - self.begin), self.progress)
+        return known if known is not None and bound_of(core, known) >= bound_of(core, dual) else dual
 
     def _solution(
         self, status: Status, assignment: tuple[int, ...], bound: float, certificate: Certificate | None

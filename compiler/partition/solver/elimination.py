@@ -14,8 +14,8 @@ from .core import Core
 
 __all__ = ["elimination_order", "minimize"]
 
-_MAX_TABLE = 1 << 21  # entries
-_MAX_TOTAL = 1 << 24  # entries of all tables
+_MAX_TABLE = 1 << 23  # entries
+_MAX_TOTAL = 1 << 26  # entries of all tables
 
 
 def elimination_order(core: Core) -> list[int] | None:

@@ -1,0 +1,70 @@
+"""What a step takes: a bundle's programs run on zeros while it is built."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...models.config import DecoderConfig
+from ..configuration import BLOCK_TOKENS, Configuration
+from ..executable import Executable
+from ..implementations import pool_dtype
+from ..lower import pool_shape
+from .manifest import KVPlan
+from .place import PlacedModel
+from .placement import Placement
+
+__all__ = ["empty_pools", "place_weights", "time_step"]
+
+_QUICK_SECONDS = 0.2  # a step that takes less is timed several times
+
+
+def place_weights(weights: Mapping[str, np.ndarray], placement: Placement | None) -> list[dict[str, jax.Array]]:
+    """Returns the weights of each stage on its devices."""
+    if placement is None:
+        return [{name: jax.device_put(values) for name, values in weights.items()}]
+    return [
+        {
+            name: jax.device_put(weights[name], placement.sharding(number, stage.layout(name)))
+            for name in stage.parameters
+        }
+        for number, stage in enumerate(placement.stages)
+    ]
+
+
+def empty_pools(placed: PlacedModel, kv: KVPlan | None) -> list[jax.Array]:
+    """Returns empty KV pools of all layers, each on the devices of its stage."""
+    config, placement = placed.config, placed.placement
+    if kv is None or not isinstance(config, DecoderConfig):
+        return []
+    shape, dtype = pool_shape(config, kv.num_blocks), pool_dtype(placed.dtype)
+    where = [None] * config.num_layers if placement is None else placement.pool_shardings()
+    return [jnp.zeros(shape, dtype, device=sharding) for sharding in where]
+
+
+def time_step(
+    executable: Executable,
+    shapes: Configuration,
+    parameters: Sequence[dict[str, jax.Array]],
+    pools: list[jax.Array],
+) -> float:
+    """Runs a step on zeros and returns its seconds, with half of the context filled."""
+    inputs = {
+        "tokens": np.zeros((shapes.batch, shapes.new_tokens), np.int32),
+        "lengths": np.full((shapes.batch,), shapes.new_tokens, np.int32),
+    }
+    if pools:
+        inputs["start"] = np.full((shapes.batch,), max(0, shapes.context // 2 - shapes.new_tokens), np.int32)
+        inputs["tables"] = np.zeros((shapes.batch, -(-shapes.context // BLOCK_TOKENS)), np.int32)
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 5 and seconds[-1] < _QUICK_SECONDS):
+        began = time.perf_counter()
+        result, pools = executable(parameters, inputs, pools)
+        jax.block_until_ready(result)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])

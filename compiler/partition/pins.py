@@ -1,0 +1,91 @@
+"""Pins: layouts that a user gives, as PATTERN=AXES.
+
+PATTERN is a glob over the names of inputs (`layers.*.mlp.up.weight`) and the paths of operations, with or without
+their names (`layers.*/mlp/linear`); an operation is pinned at its first result. AXES has an entry for each dim, with
+commas between: `-` for a dim that stays whole, or mesh axes joined by `*`; `whole` leaves all dims whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from ...errors import ConfigurationError
+from ..graph import Graph, Value
+from ..mesh import Layout, Mesh, whole
+
+__all__ = ["parse_mesh", "resolve_pins"]
+
+_AXES = ("x", "y", "z", "w")
+
+
+def parse_mesh(text: str) -> Mesh:
+    """Returns the mesh that `2x4` or `data=2,tensor=4` stands for.
+
+    Raises:
+        ConfigurationError: if it stands for none.
+    """
+    named = [part.partition("=") for part in text.split(",")] if "=" in text else []
+    names = [name for name, _, _ in named] or list(_AXES)
+    sizes = [size for _, _, size in named] or text.split("x")
+    good = all(size.isascii() and size.isdigit() and 1 < int(size) <= 1 << 16 for size in sizes)
+    if not good or len(sizes) > len(names) or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
+        raise ConfigurationError(
+            f"mesh {text!r} is none: write sizes of 2 and more, as 2x4 (up to four), or named, as data=2,tensor=4"
+        )
+    return Mesh(tuple(names[: len(sizes)]), tuple(map(int, sizes)))
+
+
+def resolve_pins(graph: Graph, pins: Sequence[tuple[str, str]], mesh: Mesh | None) -> dict[int, tuple[Layout, ...]]:
+    """Returns the layout of each value that a pin names, by value id.
+
+    Args:
+        graph: The graph.
+        pins: Patterns and axes.
+        mesh: What the axes are of; None allows `whole` only.
+
+    Raises:
+        ConfigurationError: if a pattern names nothing, or axes don't fit the mesh or the value.
+    """
+    names = _names(graph)
+    resolved: dict[int, tuple[Layout, ...]] = {}
+    for pattern, axes in pins:
+        matching = [values for name, values in names.items() if fnmatchcase(name, pattern)]
+        if not matching:
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            hint = f"; close: {', '.join(close)}" if close else ""
+            raise ConfigurationError(f"pin {pattern!r} names no input and no operation{hint}")
+        for value in (value for values in matching for value in values):
+            resolved[value] = (_layout(graph.values[value], pattern, axes, mesh),)
+    return resolved
+
+
+def _names(graph: Graph) -> dict[str, list[int]]:
+    names: dict[str, list[int]] = {}
+    for value in graph.inputs:
+        names.setdefault(graph.values[value].name, []).append(value)
+    for operation in graph.operations:
+        for name in (operation.path, f"{operation.path}/{operation.name}"):
+            names.setdefault(name, []).extend(operation.outputs[:1])
+    return names
+
+
+def _layout(value: Value, pattern: str, axes: str, mesh: Mesh | None) -> Layout:
+    if axes == "whole":
+        return whole(len(value.shape))
+    if mesh is None:
+        raise ConfigurationError(f"pin {pattern}={axes} names axes, so the mesh must be given (--mesh)")
+    dims = tuple(() if dim == "-" else tuple(dim.split("*")) for dim in axes.split(","))
+    used = [axis for dim in dims for axis in dim]
+    if len(dims) != len(value.shape):
+        raise ConfigurationError(
+            f"pin {pattern}={axes} has {len(dims)} dims; {value.name or 'the result'} has {list(value.shape)}"
+        )
+    if unknown := sorted(set(used) - set(mesh.axes)) or len(set(used)) < len(used):
+        what = f"axis {unknown[0]!r} is none of the mesh" if isinstance(unknown, list) else "an axis is used twice"
+        raise ConfigurationError(f"pin {pattern}={axes}: {what}; it has {', '.join(mesh.axes)}")
+    layout = Layout(tuple(tuple(axis for axis in mesh.axes if axis in dim) for dim in dims))
+    if not layout.fits(value.shape, mesh):
+        raise ConfigurationError(f"pin {pattern}={axes} does not divide {list(value.shape)} evenly over {mesh}")
+    return layout
