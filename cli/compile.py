@@ -15,6 +15,7 @@ from .output import format_bytes, format_count, format_flops, format_seconds, pr
 if TYPE_CHECKING:
     from ..compiler.configuration import Phase
     from ..compiler.memory import MemoryPlan
+    from ..compiler.partition.result import Partition
     from ..compiler.pipeline import Compilation, Stage
     from ..compiler.train import Optimizer, Training
 
@@ -65,6 +66,32 @@ _StopAfter: TypeAlias = Annotated[
     Literal["trace", "plan_memory", "partition", "lower"] | None,
     typer.Option(help="Last stage to run; partition by default, lower with -o."),
 ]
+_Devices: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, max=1 << 16, metavar="N", help="Devices to use; all of the target's by default.")
+]
+_Mesh: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="AxB", help="Mesh of a stage, as 2x4 or data=2,tensor=4; by default several are tried."),
+]
+_Stages: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Pipeline stages; by default as many as are best.")
+]
+_Objective: TypeAlias = Annotated[
+    Literal["latency", "throughput", "memory"],
+    typer.Option(help="What is least: a step's time, the time between steps, or what the fullest device holds."),
+]
+_Budget: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="BYTES", help="What each device may hold, e.g. 24GiB; the memory of the target by default."),
+]
+_Pin: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=AXES",
+        help="Give a layout: a glob over weights and operations, and for each dim an axis or -; may be repeated.",
+    ),
+]
+_TimeLimit: TypeAlias = Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds that the search may take.")]
 _Graph: TypeAlias = Annotated[bool, typer.Option("--graph", help="Print every operation too.")]
 
 
@@ -79,6 +106,13 @@ def compile_(
     optimizer: _Optimizer = None,
     remat: _Remat = False,
     target: _Target = "cpu",
+    devices: _Devices = None,
+    mesh: _Mesh = None,
+    stages: _Stages = None,
+    objective: _Objective = "latency",
+    budget: _Budget = None,
+    pin: _Pin = None,
+    time_limit: _TimeLimit = 60.0,
     output: _Output = None,
     stop_after: _StopAfter = None,
     graph: _Graph = False,
@@ -93,9 +127,13 @@ def compile_(
     plait compile deepseek-r1 --phase decode --batch 8 --sequence 8192
     plait compile llama-3.1-70b --weights q4_0 --json
     plait compile llama-3.1-405b --phase train --sequence 4096 --remat
+    plait compile llama-3.1-405b --target sn40l-16
+    plait compile smollm2-135m --mesh data=2,tensor=3 --pin 'layers.*.mlp.up.weight=tensor,-'
     plait compile ./my-model/config.json -o plan
     """
-    from ..compiler.pipeline import STAGES, compile_model, configuration_for
+    from ..compiler.bundle.spec import parse_bytes
+    from ..compiler.partition.pins import parse_mesh
+    from ..compiler.pipeline import STAGES, Parallelism, compile_model, configuration_for
     from ..compiler.subject import read_subject, with_weights
     from ..compiler.target import load_target
     from ..models.config import DecoderConfig
@@ -122,6 +160,15 @@ def compile_(
             dtype=_DTYPES[dtype] if dtype else subject.dtype,
             target=machine,
             training=_training(configuration.phase, optimizer, remat=remat),
+            parallelism=Parallelism(
+                num_devices=devices,
+                mesh=parse_mesh(mesh) if mesh else None,
+                num_stages=stages,
+                objective=objective,
+                budget_bytes=parse_bytes(budget) if budget else None,
+                pins=tuple(_pin(text) for text in pin or ()),
+                time_limit_seconds=time_limit,
+            ),
             stop_after=last,
             progress=lambda stage: bars.update("compile", STAGES.index(stage), STAGES.index(last) + 1),
         )
@@ -141,6 +188,13 @@ def _print_json(compilation: Compilation, files: list[Path], *, graph: bool) -> 
     if graph:
         data["operations"] = json_text.loads(compilation.traced.graph.to_json())["operations"]
     print_json({**data, "files": [str(file) for file in files]})
+
+
+def _pin(text: str) -> tuple[str, str]:
+    pattern, found, axes = text.rpartition("=")
+    if not found or not pattern or not axes:
+        raise ConfigurationError(f"pin {text!r} is none: write PATTERN=AXES, e.g. 'layers.*.mlp.up.weight=tensor,-'")
+    return pattern, axes
 
 
 def _training(phase: Phase, optimizer: Optimizer | None, *, remat: bool) -> Training | None:
@@ -181,9 +235,27 @@ def _facts(compilation: Compilation) -> list[tuple[str, str]]:
     if plan is not None:
         bound = f"lower bound {format_seconds(plan.lower_bound)}, gap {plan.gap:.1%}"
         facts.append(("partition", f"{plan.status}: cost {format_seconds(plan.cost)}, {bound}"))
+        if plan.num_devices > 1:
+            facts += _divided(plan)
     if compilation.program is not None:
         facts.append(("program", format_bytes(len(compilation.program.to_bytes()))))
     return facts
+
+
+def _divided(plan: Partition) -> list[tuple[str, str]]:
+    """Says over what a step is divided, what the fullest device holds, and what else was tried."""
+    stages = f"{len(plan.stages)} stages of " if len(plan.stages) > 1 else ""
+    budget = "" if plan.budget_bytes is None else f" of {format_bytes(plan.budget_bytes)}"
+    tried = [
+        f"{each.num_stages}x({each.mesh}) {each.note if each.cost is None else format_seconds(each.cost)}"
+        for each in plan.tried
+    ]
+    return [
+        ("mesh", f"{stages}{plan.mesh}"),
+        ("fullest device", f"{format_bytes(plan.device_bytes)}{budget}"),
+        ("search", f"{format_seconds(plan.seconds)}, {len(plan.tried)} tried"),
+        *(("", text) for text in tried),
+    ]
 
 
 def _held(compilation: Compilation, memory: MemoryPlan) -> list[tuple[str, str]]:

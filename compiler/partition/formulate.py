@@ -302,8 +302,8 @@ def _reshard_matrix(
 
 
 def _label(node: Node, skeleton: Skeleton) -> str:
-    value = skeleton.values[node.made]
     if node.kind == "input":
+        value = skeleton.values[node.made]
         return value.name or f"input {value.id}"
     operation = skeleton.groups[node.made.group].representative
     place = f"{operation.path}/{operation.name}" if operation.path else operation.name
