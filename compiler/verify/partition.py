@@ -40,6 +40,7 @@ class Verification:
     """What running a sharded program showed."""
 
     difference: float  # largest |difference| of a result over that result's largest |value|
+    smallest: float  # of the results' largest |values|; 0 if a result is all zeros and so shows nothing
     predicted: CollectiveCounts
     compiled: CollectiveCounts
 
@@ -119,17 +120,20 @@ def verify_sharding(traced: Traced, sharding: Sharding, arguments: Sequence[Arra
         (planned.collective.kind, planned.collective.elements)
         for planned in predicted_collectives(traced, sharding, network)
     )
-    return Verification(_difference(traced, results, expected), dict(predicted), dict(compiled_counts))
+    difference, smallest = _compared(traced, results, expected)
+    return Verification(difference, smallest, dict(predicted), dict(compiled_counts))
 
 
-def _difference(traced: Traced, results: Sequence[Array], expected: Sequence[Array]) -> float:
-    worst = 0.0
+def _compared(traced: Traced, results: Sequence[Array], expected: Sequence[Array]) -> tuple[float, float]:
+    """Returns the largest relative difference of a result, and the smallest scale of one."""
+    worst, smallest = 0.0, float("inf")
     for position, (result, wanted) in enumerate(zip(results, expected, strict=True)):
         have, want = np.asarray(result), np.asarray(wanted)
         if not np.issubdtype(want.dtype, np.inexact):
             if not np.array_equal(have, want):
                 raise VerificationError(f"{traced.graph.name}: result {position} differs from the unsharded one")
         elif want.size:
-            scale = max(float(np.max(np.abs(want))), np.finfo(want.dtype).tiny)
-            worst = max(worst, float(np.max(np.abs(have - want))) / scale)
-    return worst
+            scale = float(np.max(np.abs(want)))
+            smallest = min(smallest, scale)
+            worst = max(worst, float(np.max(np.abs(have - want))) / max(scale, float(np.finfo(want.dtype).tiny)))
+    return worst, smallest

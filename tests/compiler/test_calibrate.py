@@ -14,7 +14,7 @@ QUICK = CalibrationSizes(
 )
 
 
-@pytest.mark.parametrize("name", target_names())
+@pytest.mark.parametrize("name", [name for name in target_names() if name.startswith("cpu")])
 def test_rates_are_measured_and_the_rest_is_kept(name: str) -> None:
     base = load_target(name)
     measured = calibrate(base, sizes=QUICK)

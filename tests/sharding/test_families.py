@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from plait.compiler.configuration import Configuration
@@ -15,6 +13,7 @@ from plait.compiler.partition.search import partition
 from plait.compiler.target import Compute, Network, Target, Tier
 from plait.compiler.trace import trace_model
 from plait.compiler.train import Training, trace_training
+from plait.compiler.verify.inputs import random_inputs
 from plait.compiler.verify.partition import verify_sharding
 from plait.models.config import DecoderConfig, EncoderConfig, Experts, LatentAttention
 
@@ -111,19 +110,6 @@ def traced_case(config, phase, dtype):
     return trace_model(config, Configuration(phase, 4, 1 if phase == "decode" else 16, 16), dtype)
 
 
-def random_arguments(graph):
-    """Draws inputs: weights of size 0.1, moments that are not negative, tokens and lengths in range."""
-    rng = np.random.default_rng(0)
-    for value in (graph.values[value] for value in graph.inputs):
-        if not jnp.issubdtype(jnp.dtype(value.dtype), jnp.floating):
-            high = {"lengths": 1, "start": 1}.get(value.name, 32)
-            drawn = rng.integers(0, high, value.shape) + (value.name == "lengths")
-        else:
-            drawn = rng.normal(size=value.shape) * 0.1
-            drawn = np.abs(drawn) + 0.01 if value.kind == "state" else drawn
-        yield jnp.asarray(drawn, value.dtype)
-
-
 CASES = [
     (family, phase)
     for family, config in FAMILIES.items()
@@ -151,8 +137,9 @@ def verify_case(family, phase, mesh, dtype, table):
         traced = traced_case(FAMILIES[family], phase, dtype)
         wanted = Mesh(("x", "y", "z")[: len(mesh)], mesh)
         plan = partition(traced, TARGET, dtype=dtype, mesh=wanted, time_limit_seconds=5)
-        seen = verify_sharding(traced, plan.sharding, list(random_arguments(traced.graph)), NETWORK)
+        seen = verify_sharding(traced, plan.sharding, random_inputs(traced.graph), NETWORK)
     table.append((family, phase, "x".join(map(str, mesh)), dtype, seen.difference, seen.num_collectives))
+    assert seen.smallest > 0  # no result is all zeros: nothing would be compared
     assert seen.predicted == seen.compiled
     assert seen.difference <= LIMITS[dtype]
     assert plan.lower_bound <= plan.cost
