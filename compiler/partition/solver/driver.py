@@ -93,6 +93,8 @@ class _Run:
             if not is_settled and (best.places is None or self.deadline - time.monotonic() > _LEAST_SECONDS):
                 dual = self._solve_large(core, best, dual)
         certificate = None if dual is None else _certificate(network, core, dual)
+        if certificate is not None:
+            best.prove(certificate.bound)  # its messages may have settled further than when they were last looked at
         if best.is_infeasible:
             return self._infeasible(_explain_search(self.problem), certificate)
         status: Status = "optimal" if best.is_optimal else "feasible" if best.places is not None else "unknown"
