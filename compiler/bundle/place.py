@@ -9,7 +9,7 @@ heads may be divided, and they are as far as they divide: a sequence's blocks li
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 from ...errors import ConfigurationError
@@ -26,7 +26,7 @@ from ..trace import Traced, trace_model
 from .manifest import KVPlan
 from .placement import Placement, StagePlacement
 
-__all__ = ["PlacedModel", "as_read", "place", "place_model", "stages_of"]
+__all__ = ["PlacedModel", "place", "place_model", "stages_of"]
 
 _LARGE_SHARE = 0.01  # of a model's parameters
 
@@ -104,36 +104,7 @@ def place_model(
     pins = {**_cache_pins(traced, mesh), **_table_pins(traced, mesh)}
     plan = partition(traced, target, dtype=dtype, mesh=mesh, num_stages=num_stages, pins=pins)
     points = (*(stage.begin for stage in plan.stages), len(traced.graph.operations))
-    return PlacedModel(config, dtype, target, place(traced, points, as_read(traced, plan.sharding), kv))
-
-
-def as_read(traced: Traced, sharding: Sharding) -> Sharding:
-    """Returns the sharding with each parameter stored as its readers want it, where they take a part of it and agree.
-
-    The parts cost nothing to take, so a plan that has memory left may store the whole.
-    """
-    graph = traced.graph
-    wanted: dict[int, set[Layout]] = {}
-    for flat, division in zip(traced.equations, sharding.operations, strict=True):
-        for operand, layout in zip(flat.operands, division.operands, strict=True):
-            if isinstance(operand, int):
-                wanted.setdefault(operand, set()).add(layout)
-    inputs = [
-        next(iter(wanted[value]))
-        if graph.values[value].kind == "parameter"
-        and len(wanted.get(value, ())) == 1
-        and _is_part(next(iter(wanted[value])), layout)
-        else layout
-        for value, layout in zip(graph.inputs, sharding.inputs, strict=True)
-    ]
-    shared = {value: layout for value, layout in sharding.shared.items() if graph.values[value].kind != "parameter"}
-    return replace(sharding, inputs=tuple(inputs), shared=shared)
-
-
-def _is_part(layout: Layout, stored: Layout) -> bool:
-    """Whether each device can cut its part in one layout out of what it has in another."""
-    pairs = zip(layout.dims, stored.dims, strict=True)
-    return not layout.partial and all(axes[: len(held)] == held for axes, held in pairs)
+    return PlacedModel(config, dtype, target, place(traced, points, plan.sharding, kv))
 
 
 def place(traced: Traced, points: Sequence[int], sharding: Sharding, kv: KVPlan | None) -> Placement:
@@ -229,8 +200,8 @@ def _cache_pins(traced: Traced, mesh: Mesh) -> dict[int, tuple[Layout, ...]]:
 def _table_pins(traced: Traced, mesh: Mesh) -> dict[int, tuple[Layout, ...]]:
     """Allows large parameters, those of vocabularies, the layouts that divide one dim over most devices.
 
-    To look rows up in a whole table sends nothing, so a plan that has memory left would keep it on every device, and
-    copy a part of it in every step where the head is tied to it.
+    To look rows up in a whole table sends nothing, so a plan that has memory left would keep it on every device, where
+    other models could be.
     """
     graph = traced.graph
     pins: dict[int, tuple[Layout, ...]] = {}

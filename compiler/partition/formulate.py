@@ -31,7 +31,16 @@ from .reshard import matrix
 from .skeleton import Made, OperationGroup, Skeleton
 from .strategies import input_layouts, operation_strategies
 
-__all__ = ["Formulation", "Node", "NodeKind", "Pins", "division_seconds", "formulate", "stored_bytes"]
+__all__ = [
+    "Formulation",
+    "Node",
+    "NodeKind",
+    "Pins",
+    "copy_seconds",
+    "division_seconds",
+    "formulate",
+    "stored_bytes",
+]
 
 NodeKind: TypeAlias = Literal["input", "operation", "shared", "output"]
 
@@ -272,6 +281,8 @@ def _edges(
             number = index["operation", Made(made.group, 0)]
             given = nodes[number].results(made.result)
         costs = _reshard_matrix(skeleton.values[made], given, wanted, mesh, target)
+        if made.is_input:
+            costs = costs + _copy_matrix(skeleton.values[made], given, wanted, mesh, target)
         if costs.any():
             edges.append(Edge(number, target_node, count * costs))
 
@@ -299,6 +310,23 @@ def _reshard_matrix(
     columns = {layout: i for i, layout in enumerate(dict.fromkeys(wanted))}
     seconds = matrix(value.shape, value.dtype, tuple(rows), tuple(columns), mesh, target.network)
     return seconds[np.ix_([rows[layout] for layout in given], [columns[layout] for layout in wanted])]
+
+
+def _copy_matrix(
+    value: Value, given: Sequence[Layout], wanted: Sequence[Layout], mesh: Mesh, target: Target
+) -> np.ndarray:
+    differs = np.array([[source != layout for layout in wanted] for source in given])
+    return differs * np.array([copy_seconds(value, layout, mesh, target) for layout in wanted])
+
+
+def copy_seconds(value: Value, wanted: Layout, mesh: Mesh, target: Target) -> float:
+    """Returns the time to copy a device's part of an input, or of a weight, out of what it holds.
+
+    What lies in memory in one layout and is read in another is read, written and read again, even if nothing is sent.
+    Without this a device might as well hold all of a weight of which it uses a part.
+    """
+    moved = 2 * value.bytes / mesh.num_shards(wanted.axes)
+    return moved / target.tiers["hbm"].bandwidth_bytes_per_s
 
 
 def _label(node: Node, skeleton: Skeleton) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..mesh import Layout
 from ..target import Target
-from .formulate import division_seconds
+from .formulate import copy_seconds, division_seconds
 from .plan import Sharding
 from .reshard import seconds as reshard_seconds
 from .skeleton import Skeleton
@@ -40,6 +40,7 @@ def timeline(skeleton: Skeleton, sharding: Sharding, target: Target, dtype: str)
     traced, mesh = skeleton.traced, sharding.mesh
     kept = sharding.layouts(traced.graph)
     ends = dict(zip(traced.graph.outputs, sharding.outputs, strict=True))
+    inputs = set(traced.graph.inputs)
     works = [
         division_seconds(group, sharding.operations[group.members[0]], mesh, target, dtype) for group in skeleton.groups
     ]
@@ -48,7 +49,8 @@ def timeline(skeleton: Skeleton, sharding: Sharding, target: Target, dtype: str)
         if source == wanted:
             return 0.0
         about = traced.graph.values[value]
-        return reshard_seconds(about.shape, about.dtype, source, wanted, mesh, target.network)
+        copied = copy_seconds(about, wanted, mesh, target) if value in inputs else 0.0
+        return copied + reshard_seconds(about.shape, about.dtype, source, wanted, mesh, target.network)
 
     times: list[OperationTime] = []
     for operation, flat in enumerate(traced.equations):
