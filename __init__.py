@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .compiler.bundle.reader import Bundle
     from .compiler.bundle.reader import open_bundle as load
     from .compiler.bundle.spec import BundleSpec, read_spec
+    from .compiler.parallel import Plan, partition
     from .compiler.pipeline import compile_model as compile  # noqa: A004 - the verb of the stage, `plait.compile`
     from .compiler.target import Target, load_target
     from .compiler.trace import trace
@@ -32,6 +33,7 @@ __all__ = [
     "Bundle",
     "BundleSpec",
     "PlaitError",
+    "Plan",
     "Runtime",
     "SamplingParams",
     "Target",
@@ -39,6 +41,7 @@ __all__ = [
     "compile",
     "load",
     "load_target",
+    "partition",
     "read_spec",
     "trace",
 ]
@@ -49,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bundle": ("compiler.bundle.reader", "Bundle"),
     "BundleSpec": ("compiler.bundle.spec", "BundleSpec"),
+    "Plan": ("compiler.parallel", "Plan"),
     "Runtime": ("runtime.engine", "Runtime"),
     "SamplingParams": ("runtime.request", "SamplingParams"),
     "Target": ("compiler.target", "Target"),
@@ -56,6 +60,7 @@ _HOMES = {
     "compile": ("compiler.pipeline", "compile_model"),
     "load": ("compiler.bundle.reader", "open_bundle"),
     "load_target": ("compiler.target", "load_target"),
+    "partition": ("compiler.parallel", "partition"),
     "read_spec": ("compiler.bundle.spec", "read_spec"),
     "trace": ("compiler.trace", "trace"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -10,13 +11,23 @@ import typer
 
 from ..errors import ConfigurationError
 from .options import Json
-from .output import format_bytes, format_count, format_flops, format_seconds, print_facts, print_json, progress_bars
+from .output import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_seconds,
+    print_facts,
+    print_json,
+    print_tables,
+    spinner,
+)
 
 if TYPE_CHECKING:
     from ..compiler.configuration import Phase
     from ..compiler.memory import MemoryPlan
     from ..compiler.partition.result import Partition
     from ..compiler.pipeline import Compilation, Stage
+    from ..compiler.text import Table
     from ..compiler.train import Optimizer, Training
 
 __all__ = ["compile_"]
@@ -64,7 +75,7 @@ _Output: TypeAlias = Annotated[
 ]
 _StopAfter: TypeAlias = Annotated[
     Literal["trace", "plan_memory", "partition", "lower"] | None,
-    typer.Option(help="Last stage to run; partition by default, lower with -o."),
+    typer.Option(help="Last stage to run; partition by default, lower with -o if one device is planned for."),
 ]
 _Devices: TypeAlias = Annotated[
     int | None, typer.Option(min=1, max=1 << 16, metavar="N", help="Devices to use; all of the target's by default.")
@@ -92,6 +103,14 @@ _Pin: TypeAlias = Annotated[
     ),
 ]
 _TimeLimit: TypeAlias = Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds that the search may take.")]
+_Export: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--export-problem",
+        metavar="FILE",
+        help="Write the sharding problem of the chosen mesh, .json or .json.gz, for `plait solve sharding`.",
+    ),
+]
 _Graph: TypeAlias = Annotated[bool, typer.Option("--graph", help="Print every operation too.")]
 
 
@@ -115,6 +134,7 @@ def compile_(
     time_limit: _TimeLimit = 60.0,
     output: _Output = None,
     stop_after: _StopAfter = None,
+    export_problem: _Export = None,
     graph: _Graph = False,
     json: Json = False,
 ) -> None:
@@ -128,23 +148,28 @@ def compile_(
     plait compile llama-3.1-70b --weights q4_0 --json
     plait compile llama-3.1-405b --phase train --sequence 4096 --remat
     plait compile llama-3.1-405b --target sn40l-16
+    plait compile llama-3.1-405b --target sn40l-16 --export-problem llama.json.gz
     plait compile smollm2-135m --mesh data=2,tensor=3 --pin 'layers.*.mlp.up.weight=tensor,-'
     plait compile ./my-model/config.json -o plan
     """
     from ..compiler.bundle.spec import parse_bytes
     from ..compiler.partition.pins import parse_mesh
-    from ..compiler.pipeline import STAGES, Parallelism, compile_model, configuration_for
+    from ..compiler.partition.problem import write_problem
+    from ..compiler.pipeline import Parallelism, compile_model, configuration_for, sharding_problem
     from ..compiler.subject import read_subject, with_weights
     from ..compiler.target import load_target
     from ..models.config import DecoderConfig
 
+    gc.disable()  # a step of a large model is millions of small objects, and all live until the process ends
     machine = load_target(target)
-    last: Stage = stop_after or ("partition" if output is None else "lower")
-    with progress_bars() as bars:
+    layout = parse_mesh(mesh) if mesh else None
+    makes_program = output is not None and layout is None and (devices or machine.num_devices) == 1
+    last: Stage = stop_after or ("lower" if makes_program else "partition")
+    with spinner("reading the model") as show:
         subject = read_subject(
             source,
             base=Path(),
-            progress=lambda done, total: bars.update(f"pull {source}", done, total, are_bytes=True),
+            progress=lambda done, total: show(f"pull {source}: {format_bytes(done)} of {format_bytes(total)}"),
         )
         model = with_weights(subject.config, weights)
         configuration = configuration_for(
@@ -162,7 +187,7 @@ def compile_(
             training=_training(configuration.phase, optimizer, remat=remat),
             parallelism=Parallelism(
                 num_devices=devices,
-                mesh=parse_mesh(mesh) if mesh else None,
+                mesh=layout,
                 num_stages=stages,
                 objective=objective,
                 budget_bytes=parse_bytes(budget) if budget else None,
@@ -170,8 +195,11 @@ def compile_(
                 time_limit_seconds=time_limit,
             ),
             stop_after=last,
-            progress=lambda stage: bars.update("compile", STAGES.index(stage), STAGES.index(last) + 1),
+            progress=lambda stage: show(stage),
+            searching=lambda tried: show(f"partition: {tried}"),
         )
+        if export_problem is not None:
+            write_problem(sharding_problem(compilation), export_problem)
     files = [] if output is None else compilation.save(output)
     if json:
         _print_json(compilation, files, graph=graph)
@@ -179,6 +207,9 @@ def compile_(
     if graph:
         print(compilation.traced.graph.as_text())
     print_facts(_facts(compilation))
+    print_tables(_report(compilation))
+    if export_problem is not None:
+        print(f"\nsharding problem written to {export_problem}")
     if files:
         print(f"\nsaved to {output}: {', '.join(file.name for file in files)}")
 
@@ -243,19 +274,26 @@ def _facts(compilation: Compilation) -> list[tuple[str, str]]:
 
 
 def _divided(plan: Partition) -> list[tuple[str, str]]:
-    """Says over what a step is divided, what the fullest device holds, and what else was tried."""
+    """Says over what a step is divided, and what the fullest device holds."""
     stages = f"{len(plan.stages)} stages of " if len(plan.stages) > 1 else ""
     budget = "" if plan.budget_bytes is None else f" of {format_bytes(plan.budget_bytes)}"
-    tried = [
-        f"{each.num_stages}x({each.mesh}) {each.note if each.cost is None else format_seconds(each.cost)}"
-        for each in plan.tried
-    ]
     return [
         ("mesh", f"{stages}{plan.mesh}"),
         ("fullest device", f"{format_bytes(plan.device_bytes)}{budget}"),
         ("search", f"{format_seconds(plan.seconds)}, {len(plan.tried)} tried"),
-        *(("", text) for text in tried),
     ]
+
+
+def _report(compilation: Compilation) -> list[Table]:
+    """Returns the tables of a step that is divided over several devices."""
+    from ..compiler.partition.difference import Planned
+    from ..compiler.partition.report import report
+
+    plan = compilation.partition
+    if plan is None or plan.num_devices == 1:
+        return []
+    name = compilation.traced.graph.name
+    return report(Planned(name, compilation.traced, plan, compilation.target, compilation.dtype))
 
 
 def _held(compilation: Compilation, memory: MemoryPlan) -> list[tuple[str, str]]:

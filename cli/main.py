@@ -26,6 +26,8 @@ from .chat import chat
 from .check import check
 from .compile import compile_
 from .convert import convert
+from .diff import diff
+from .explain import explain
 from .interrupts import TERMINATED, Terminated, exit_code, reliable_interrupts
 from .models import models
 from .pull import pull
@@ -33,6 +35,7 @@ from .run import run as run_model
 from .serve import serve
 from .solve import solve
 from .targets import targets
+from .verify import verify
 
 __all__ = ["build_app", "run"]
 
@@ -41,6 +44,9 @@ _COMMANDS = {
     "models": models,
     "targets": targets,
     "compile": compile_,
+    "verify": verify,
+    "explain": explain,
+    "diff": diff,
     "convert": convert,
     "bundle": bundle,
     "check": check,

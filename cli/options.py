@@ -17,6 +17,7 @@ __all__ = [
     "HbmBytes",
     "Json",
     "MaxTokens",
+    "PlanPath",
     "Seed",
     "System",
     "Temperature",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 BundlePath: TypeAlias = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `plait bundle` made.")]
+PlanPath: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="Directory that `plait compile -o` made, or its plan.json.")
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 HbmBytes: TypeAlias = Annotated[
     str | None,

@@ -12,7 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..compiler.text import Table, format_bytes, format_count, format_flops, format_seconds
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
@@ -26,7 +30,9 @@ __all__ = [
     "print_facts",
     "print_json",
     "print_table",
+    "print_tables",
     "progress_bars",
+    "spinner",
 ]
 
 _UNLIMITED_WIDTH = 10_000
@@ -35,6 +41,19 @@ _UNLIMITED_WIDTH = 10_000
 def print_json(data: object) -> None:
     """Prints data as JSON on standard output."""
     print(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Prints tables on standard output, an empty line between two."""
+    for number, table in enumerate(tables):
+        if number:
+            print()
+        if table.rows:
+            print_table(table.columns, table.rows, title=table.title)
+        else:
+            print(table.title)
+        if table.note:
+            print(table.note)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
@@ -72,46 +91,6 @@ def note(text: str) -> None:
     print(f"plait: {text}", file=sys.stderr, flush=True)
 
 
-def format_bytes(num_bytes: float) -> str:
-    """Returns bytes in the largest binary unit of which there is at least one."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(num_bytes) < 1024:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns a time in s, ms or µs; from a thousand seconds on in min, h or days."""
-    if seconds == 0:
-        return "0"
-    for unit_seconds, unit, fewest in ((86_400, "days", 100_000), (3600, "h", 10_000), (60, "min", 1000)):
-        if seconds >= fewest:
-            return f"{seconds / unit_seconds:.3g} {unit}"
-    for factor, unit in ((1.0, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
-def format_count(count: float) -> str:
-    """Returns a number in thousands (k), millions (M), billions (B) or trillions (T)."""
-    for suffix in ("", "k", "M", "B"):
-        if abs(count) < 1000:
-            return f"{count:.4g}{suffix}"
-        count /= 1000
-    return f"{count:.4g}T"
-
-
-def format_flops(flops: float) -> str:
-    """Returns a number of floating-point operations with a decimal prefix."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if abs(flops) < 1000:
-            return f"{flops:.3g} {prefix}FLOP"
-        flops /= 1000
-    return f"{flops:.3g} EFLOP"
-
-
 class Bars:
     """Progress bars, one for each label, made when first heard of."""
 
@@ -137,6 +116,19 @@ def progress_bars() -> Iterator[Bars]:
     console = Console(stderr=True, markup=False, highlight=False)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bars(progress)
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Shows that something is done, on standard error if that is a terminal; yields what changes the text."""
+    from rich.console import Console
+
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(text) as status:
+        yield status.update
 
 
 def _console() -> Console:

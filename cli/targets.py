@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Json
-from .output import format_bytes, print_json, print_table
+from .output import format_bytes, format_seconds, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..compiler.target import Network
 
 __all__ = ["targets"]
 
@@ -18,6 +21,9 @@ def targets(
     json: Json = False,
 ) -> None:
     """List the targets, or show one as the TOML that it is.
+
+    Between devices a collective takes a latency for each of its steps and its bytes at a bandwidth, none of it hidden
+    behind compute but the share that the table names. A target that was calibrated has a rate for each collective.
 
     \b
     plait targets
@@ -43,9 +49,17 @@ def targets(
             target.name,
             target.kind,
             target.num_devices,
+            _network(target.network),
             ", ".join(f"{tier} {format_bytes(it.capacity_bytes)}" for tier, it in target.tiers.items()),
             target.description,
         )
         for target in known
     ]
-    print_table(["target ", "kind ", "devices", "capacity ", "description "], rows)
+    print_table(["target ", "kind ", "devices", "network ", "capacity ", "description "], rows)
+
+
+def _network(network: Network) -> str:
+    """Returns what a collective takes between devices, in a few words."""
+    overlap = f", {network.overlap:.0%} hidden" if network.overlap else ""
+    rate = f"{format_bytes(network.bandwidth_bytes_per_s)}/s, {format_seconds(network.latency_seconds)}"
+    return f"{rate}, {network.topology.replace('_', ' ')}{overlap}"

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from ..errors import VerificationError
-from .graph import Operation
+from .graph import KEY_IMPLEMENTATIONS, Operation
 from .liveness import live_operands
 from .mesh import Collective, Layout, whole
 from .ops.sharding.division import Division
@@ -56,6 +56,8 @@ class PlannedCollective:
     value: int | None  # that is brought to another layout; None for what an operation sends inside
     path: str  # Flax path of that operation, or of the one that made the output
     source: str  # its line
+    made: Layout | None = None  # that the value is brought from; None for what an operation sends inside
+    wanted: Layout | None = None  # that it is brought to, of which this may be one step
 
 
 def sharded_function(
@@ -65,6 +67,7 @@ def sharded_function(
     *,
     implementations: Implementations = MappingProxyType({}),
     first_device: int = 0,
+    devices: jax.sharding.Mesh | None = None,
 ) -> Callable[..., list[Array]]:
     """Returns the sharded form of a traced function.
 
@@ -74,6 +77,7 @@ def sharded_function(
         network: What reshards cost: it decides between ways to do the same.
         implementations: Of named ops, to be run in the place of their definitions.
         first_device: Number of the first device of the mesh.
+        devices: The mesh over devices of one's own, by default this process's from the first one on.
 
     Returns:
         A function of flat global arrays that gives flat global arrays; jit it with `input_shardings`.
@@ -83,7 +87,7 @@ def sharded_function(
     """
     return jax.shard_map(
         local_function(traced, sharding, network, implementations=implementations),
-        mesh=sharding.mesh.devices(first_device),
+        mesh=devices or sharding.mesh.devices(first_device),
         in_specs=tuple(layout.partition_spec() for layout in sharding.inputs),
         out_specs=[layout.partition_spec() for layout in sharding.outputs],
         check_vma=False,
@@ -261,7 +265,10 @@ class _Evaluation(_Base):
 
     def filler(self, value: int, layout: Layout) -> Array:
         about = self.traced.graph.values[value]
-        return jnp.zeros(layout.local_shape(about.shape, self.sharding.mesh), about.dtype)
+        shape = layout.local_shape(about.shape, self.sharding.mesh)
+        if about.dtype in KEY_IMPLEMENTATIONS:
+            return jax.random.split(jax.random.key(0, impl=KEY_IMPLEMENTATIONS[about.dtype]), shape)
+        return jnp.zeros(shape, about.dtype)
 
     def literal(self, literal: Literal) -> Array:
         return jnp.asarray(literal.val, dtype=literal.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
@@ -298,7 +305,7 @@ class _Prediction(_Base):
         del array
         value = self.traced.graph.values[move.value]
         found = reshard.collectives(self.steps(move), value.shape, value.dtype, self.sharding.mesh)
-        self.note(found, move.operation, move.value)
+        self.note(found, move.operation, move)
 
     def compute(self, operation: int, operands: Sequence[None]) -> Sequence[None]:
         del operands
@@ -306,12 +313,13 @@ class _Prediction(_Base):
         self.note(internal_collectives(flat.equation, self.division(operation)), operation, None)
         return [None] * len(flat.results)
 
-    def note(self, found: Sequence[Collective], operation: int | None, value: int | None) -> None:
+    def note(self, found: Sequence[Collective], operation: int | None, move: _Reshard | None) -> None:
+        value, made, wanted = (move.value, move.source, move.target) if move else (None, None, None)
         about = self.about(operation, value)
         path, source = (about.path, about.source) if about else ("", "")
         for collective in found:
             time = collective_seconds(collective.kind, collective.bytes, collective.num_devices, self.network)
-            self.collectives.append(PlannedCollective(collective, time, operation, value, path, source))
+            self.collectives.append(PlannedCollective(collective, time, operation, value, path, source, made, wanted))
 
     def about(self, operation: int | None, value: int | None) -> Operation | None:
         """Returns the operation that is to blame: the one that asks, or the one that made an output."""

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import networkx as nx
 import pydantic
 
 from ..errors import ConfigurationError
 
-__all__ = ["Graph", "Operation", "Option", "Value", "ValueKind"]
+__all__ = ["KEY_IMPLEMENTATIONS", "Graph", "Operation", "Option", "Value", "ValueKind", "item_bytes"]
+
+# JAX's random generators by the type of their keys; a key is one element.
+KEY_IMPLEMENTATIONS: Mapping[str, str] = MappingProxyType(
+    {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+)
 
 ValueKind: TypeAlias = Literal["parameter", "state", "input", "cache", "constant", "intermediate"]
 Node: TypeAlias = tuple[Literal["value", "operation"], int]  # of the networkx view
@@ -30,8 +37,11 @@ _STRICT = pydantic.ConfigDict(extra="forbid")
 
 
 @functools.cache
-def _item_bytes(dtype: str) -> int:
-    return jnp.dtype(dtype).itemsize
+def item_bytes(dtype: str) -> int:
+    """Returns the size of an element, of a random key that of its words."""
+    if dtype not in KEY_IMPLEMENTATIONS:
+        return jnp.dtype(dtype).itemsize
+    return jax.random.key(0, impl=KEY_IMPLEMENTATIONS[dtype]).dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Value:
 
     id: int  # position in `Graph.values`
     shape: tuple[int, ...]
-    dtype: str  # name, e.g. "float32" or "bfloat16"
+    dtype: str  # name, e.g. "float32" or "bfloat16"; of random keys one of `KEY_IMPLEMENTATIONS`
     kind: ValueKind
     name: str = ""  # of a parameter, its dotted Flax path; of an input or cache, its argument; else empty
 
@@ -54,7 +64,7 @@ class Value:
     @property
     def bytes(self) -> int:
         """Size in bytes, without padding."""
-        return self.num_elements * _item_bytes(self.dtype)
+        return self.num_elements * item_bytes(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import jax
-import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal, Var
 
+from ..errors import ConfigurationError
 from ..models.named_ops import parse_op_name
-from .graph import Graph, Operation, Option, Value, ValueKind
-from .ops.arrays import AnyJaxpr, Atom, called_jaxpr, closed_over, dtype_of, open_jaxpr, shape_of
+from .graph import KEY_IMPLEMENTATIONS, Graph, Operation, Option, Value, ValueKind
+from .ops.arrays import AnyJaxpr, Atom, called_jaxpr, closed_over, dtype_of, is_key, open_jaxpr, shape_of
 from .ops.flops import CONVERSIONS, PRODUCTS, equation_flops
 from .ops.loops import fold, known_integer, scan_layout, trip_count
 from .ops.traffic import equation_traffic, is_view, updates_operand
@@ -122,8 +121,7 @@ class _Reader:
 
     def declare(self, atom: Atom, argument: Argument) -> _Operand:
         """Adds a value."""
-        shape, dtype = _shape_and_dtype(atom)
-        value = Value(len(self.values), shape, dtype, argument.kind, argument.name)
+        value = Value(len(self.values), shape_of(atom), _dtype_name(atom), argument.kind, argument.name)
         self.values.append(value)
         self.roots.append(value.id)
         return _Operand(value.id, argument.number)
@@ -310,13 +308,12 @@ def _flat(operand: _Operand) -> int | Literal:
     return flat
 
 
-def _shape_and_dtype(atom: Atom) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype as numpy has them: a random key is the words it is made of, an effect's token is empty."""
-    shape, dtype = shape_of(atom), dtype_of(atom)
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
-        shape, dtype = words.shape, words.dtype
-    return shape, str(dtype)
+def _dtype_name(atom: Atom) -> str:
+    name = str(dtype_of(atom))
+    if is_key(atom) and name not in KEY_IMPLEMENTATIONS:
+        known = ", ".join(KEY_IMPLEMENTATIONS.values())
+        raise ConfigurationError(f"random keys of type {name} are of no generator of JAX's own; use {known}")
+    return name
 
 
 def _inside(where: _Where, equation: JaxprEqn) -> _Where:

@@ -7,16 +7,17 @@ the first one first (major), as `jax.sharding.PartitionSpec` has it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast, get_args
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..errors import ConfigurationError
+from .graph import item_bytes
 
 __all__ = ["Collective", "CollectiveKind", "Layout", "Mesh", "Reduction", "whole"]
 
@@ -36,7 +37,7 @@ class Mesh:
         """Number of devices."""
         return math.prod(self.sizes)
 
-    @property
+    @functools.cached_property
     def shape(self) -> dict[str, int]:
         """Size of each axis."""
         return dict(zip(self.axes, self.sizes, strict=True))
@@ -76,7 +77,7 @@ class Layout:
     dims: tuple[tuple[str, ...], ...]  # of each dim, the axes that divide it, major to minor
     partial: tuple[tuple[str, Reduction], ...] = ()  # axes over which it is still to be combined, sorted
 
-    @property
+    @functools.cached_property
     def axes(self) -> tuple[str, ...]:
         """All axes that divide a dim."""
         return tuple(axis for dim in self.dims for axis in dim)
@@ -96,6 +97,26 @@ class Layout:
     def sharding(self, mesh: jax.sharding.Mesh) -> NamedSharding:
         """Returns it as a sharding over devices."""
         return NamedSharding(mesh, self.partition_spec())
+
+    def as_text(self) -> str:
+        """Returns it in a few characters, as files have it: `x*y,-|sum:z`, `()` for a scalar."""
+        dims = ",".join("*".join(axes) or "-" for axes in self.dims) or "()"
+        return "|".join((dims, *(f"{reduction}:{axis}" for axis, reduction in self.partial)))
+
+    @staticmethod
+    def from_text(text: str) -> Layout:
+        """Reads what `as_text` returns.
+
+        Raises:
+            ValueError: if it is no layout.
+        """
+        dims, *partial = text.split("|")
+        parts = [] if dims == "()" else [() if dim == "-" else tuple(dim.split("*")) for dim in dims.split(",")]
+        pairs = [part.partition(":") for part in partial]
+        names = [axis for part in parts for axis in part] + [axis for _, _, axis in pairs]
+        if not all(map(str.isidentifier, names)) or any(how not in get_args(Reduction) for how, _, _ in pairs):
+            raise ValueError(f"{text!r} is no layout: write axes or - for each dim, as x*y,-|sum:z")
+        return Layout(tuple(parts), tuple((axis, cast(Reduction, how)) for how, _, axis in pairs))
 
     def __str__(self) -> str:
         return "".join(self._parts()) or "[]"
@@ -119,7 +140,7 @@ class Collective:
     @property
     def bytes(self) -> int:
         """Size of the larger of one device's operand and result: what the cost is counted on."""
-        held = self.elements * jnp.dtype(self.dtype).itemsize
+        held = self.elements * item_bytes(self.dtype)
         return held * self.num_devices if self.kind == "reduce_scatter" else held
 
 

@@ -9,9 +9,12 @@ only.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -19,12 +22,17 @@ from ..errors import ConfigurationError
 from ..models.config import DecoderConfig, ModelConfig, config_to_json
 from .configuration import Configuration, Phase
 from .cost import StepCost, step_cost
+from .files import write_files
+from .implementations import implementations_for
 from .lower import Program, lower
 from .memory import MemoryPlan, plan_memory
 from .mesh import Mesh
+from .partition.formulate import formulate
 from .partition.pins import resolve_pins
+from .partition.problem import Problem
 from .partition.result import Objective, Partition
 from .partition.search import partition
+from .partition.skeleton import skeleton
 from .subject import ModelSizes, model_sizes
 from .target import Target
 from .trace import Traced, trace_model
@@ -32,11 +40,26 @@ from .train import Training, lower_training, trace_training
 from .verify.graph import verify_graph
 from .verify.memory import verify_memory_plan
 
-__all__ = ["STAGES", "Compilation", "Parallelism", "Stage", "compile_model", "configuration_for"]
+__all__ = [
+    "PLAN_FORMAT",
+    "STAGES",
+    "VERSION",
+    "Compilation",
+    "Parallelism",
+    "Stage",
+    "compile_model",
+    "configuration_for",
+    "sharding_problem",
+]
 
 Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "lower"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+PLAIT_VERSION = metadata.version("plait")
+PLAN_FORMAT = 1  # of plan.json, as `plan_file` reads it
+
+_SHORT_LISTS = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")  # lists without lists in them; texts have no line ends
+VERSION = importlib.metadata.version("plait")
 _ATTENTION = ("attention", "latent_attention", "self_attention")  # named ops
 
 
@@ -52,6 +75,10 @@ class Parallelism:
     pins: tuple[tuple[str, str], ...] = ()  # (pattern, axes): layouts that are given
     time_limit_seconds: float = 60.0
 
+    def to_dict(self) -> dict[str, object]:
+        """Returns it as JSON has it."""
+        return {**asdict(self), "mesh": self.mesh.shape if self.mesh else None}
+
 
 @dataclass(frozen=True)
 class Compilation:
@@ -64,6 +91,7 @@ class Compilation:
     target: Target
     traced: Traced
     training: Training | None = None  # of phase "train"
+    parallelism: Parallelism = field(default_factory=Parallelism)  # as it was asked for
     memory: MemoryPlan | None = None
     cost: StepCost | None = None
     partition: Partition | None = None
@@ -87,9 +115,11 @@ class Compilation:
         return flops / self.new_tokens
 
     def to_json(self) -> str:
-        """Returns the plan, without the operations of the graph, as JSON text."""
+        """Returns the plan, without the operations of the graph, as JSON text; `plan_file.read_plan` reads it."""
         graph = self.traced.graph
         data = {
+            "plait": VERSION,
+            "format": PLAN_FORMAT,
             "model": {
                 **asdict(self.sizes),
                 "per_token": {"flops": self.flops_per_token, "attention_flops": self.attention_flops_per_token},
@@ -98,7 +128,8 @@ class Compilation:
             "configuration": {"id": self.configuration.id, **asdict(self.configuration)},
             "training": asdict(self.training) if self.training else None,
             "dtype": self.dtype,
-            "target": self.target.name,
+            "target": asdict(self.target),
+            "parallelism": self.parallelism.to_dict(),
             "graph": {
                 "operations": len(graph.operations),
                 "flops": graph.flops,
@@ -115,7 +146,7 @@ class Compilation:
             "partition": self.partition.to_dict() if self.partition else None,
             "program_bytes": len(self.program.to_bytes()) if self.program else None,
         }
-        return json.dumps(data, indent=1)
+        return _SHORT_LISTS.sub(_on_one_line, json.dumps(data, indent=1))
 
     def save(self, directory: str | Path) -> list[Path]:
         """Writes plan.json, graph.json, graph.txt and, if lowered, program.stablehlo; returns their paths.
@@ -123,7 +154,6 @@ class Compilation:
         Raises:
             ConfigurationError: if the directory cannot be written.
         """
-        root = Path(directory)
         files: dict[str, bytes] = {
             "plan.json": self.to_json().encode(),
             "graph.json": self.traced.graph.to_json().encode(),
@@ -131,15 +161,7 @@ class Compilation:
         }
         if self.program is not None:
             files["program.stablehlo"] = self.program.to_bytes()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            for name, data in files.items():
-                temporary = root / f".{name}.part"
-                temporary.write_bytes(data)
-                temporary.replace(root / name)
-        except OSError as error:
-            raise ConfigurationError(f"cannot write {root}: {error.strerror}") from None
-        return [root / name for name in files]
+        return write_files(Path(directory), files)
 
 
 def compile_model(
@@ -152,6 +174,7 @@ def compile_model(
     parallelism: Parallelism | None = None,
     stop_after: Stage = "lower",
     progress: Callable[[Stage], None] | None = None,
+    searching: Callable[[str], None] | None = None,
 ) -> Compilation:
     """Compiles one model in one configuration for a target.
 
@@ -164,11 +187,17 @@ def compile_model(
         parallelism: Over what the step is divided; by default over the target's devices.
         stop_after: The last stage to run.
         progress: Told each stage before it runs.
+        searching: Told each mesh before it is tried.
 
     Raises:
         ConfigurationError: if phase, shapes or dtype don't fit the model, or the target cannot be planned for.
     """
     wanted = STAGES[: STAGES.index(stop_after) + 1]
+    wanted_parallelism = parallelism or Parallelism()
+    if "lower" in wanted and not implementations_for(target):
+        raise ConfigurationError(
+            f"target {target.name!r} is for plans only: no program is made for it; stop before lower"
+        )
     memory = cost = plan = program = None
     report = progress or (lambda stage: None)
     report("trace")
@@ -185,7 +214,7 @@ def compile_model(
     if "partition" in wanted and memory is not None:
         report("partition")
         cost = step_cost(traced.graph, memory, dtype, target)
-        plan = _partition(traced, target, dtype, parallelism or Parallelism())
+        plan = _partition(traced, target, dtype, wanted_parallelism, searching)
     if "lower" in wanted:
         report("lower")
         if training is None:
@@ -200,6 +229,7 @@ def compile_model(
         target=target,
         traced=traced,
         training=training,
+        parallelism=wanted_parallelism,
         memory=memory,
         cost=cost,
         partition=plan,
@@ -207,7 +237,13 @@ def compile_model(
     )
 
 
-def _partition(traced: Traced, target: Target, dtype: str, wanted: Parallelism) -> Partition:
+def _on_one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[1].split())}]" if '"' not in found[1] else found[0]
+
+
+def _partition(
+    traced: Traced, target: Target, dtype: str, wanted: Parallelism, searching: Callable[[str], None] | None
+) -> Partition:
     num_devices = wanted.num_devices or target.num_devices
     has_several = num_devices > 1 or wanted.mesh is not None
     capacity = target.tiers["hbm"].capacity_bytes if has_several else None  # one device may spill, and is only told
@@ -222,7 +258,32 @@ def _partition(traced: Traced, target: Target, dtype: str, wanted: Parallelism) 
         objective=wanted.objective,
         pins=resolve_pins(traced.graph, wanted.pins, wanted.mesh),
         time_limit_seconds=wanted.time_limit_seconds,
+        progress=searching,
     )
+
+
+def sharding_problem(compilation: Compilation) -> Problem:
+    """Returns the sharding problem that a compilation's partition is an answer to: that of the mesh it chose.
+
+    Raises:
+        ConfigurationError: if nothing was partitioned.
+    """
+    plan, traced = compilation.partition, compilation.traced
+    if plan is None:
+        raise ConfigurationError(f"{traced.graph.name} was not partitioned; compile it up to its stage 'partition'")
+    formulation = formulate(
+        skeleton(traced),
+        plan.mesh,
+        compilation.target,
+        compilation.dtype,
+        budget_bytes=plan.limit_bytes,
+        pins=resolve_pins(traced.graph, compilation.parallelism.pins, plan.mesh),
+    )
+    names = [
+        tuple(layout.as_text() for layout in node.layouts) or tuple(division.as_text() for division in node.divisions)
+        for node in formulation.nodes
+    ]
+    return replace(formulation.problem, strategy_names=tuple(names))
 
 
 def configuration_for(

@@ -6,6 +6,7 @@ shapes of its parameters. Nothing is initialized, so a 405-billion-parameter mod
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ class ModelFunction:
         return self.module(parameters)(*inputs)  # type: ignore[operator]
 
 
+@functools.lru_cache(maxsize=8)  # making the modules of a hundred layers takes a second
 def build(config: ModelConfig, dtype: DTypeLike) -> ModelFunction:
     """Returns the model of a configuration, its weights abstract: of `dtype`, or as their stored form has them."""
     make = abstract_parameter(dtype)

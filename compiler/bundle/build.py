@@ -26,7 +26,7 @@ from ..configuration import BLOCK_TOKENS, Configuration, configurations
 from ..cut import StageCut
 from ..executable import compile_program, provide_devices, use_compilation_cache
 from ..memory import plan_memory
-from ..partition.footprint import footprint
+from ..partition.footprint import Footprints
 from ..target import Target, load_target
 from .manifest import (
     Capability,
@@ -297,4 +297,4 @@ def _build_program(
 def _predicted_temporary_bytes(stage: StageCut) -> int:
     if stage.sharding is None:
         return plan_memory(stage.traced.graph).temporary_bytes
-    return footprint(stage.traced, stage.sharding).temporaries
+    return Footprints(stage.traced, stage.sharding).of().temporaries

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
@@ -17,6 +18,7 @@ __all__ = [
     "closed_over",
     "dtype_of",
     "is_inexact",
+    "is_key",
     "num_elements",
     "open_jaxpr",
     "shape_of",
@@ -51,6 +53,11 @@ def num_elements(atom: Atom) -> int:
 def is_inexact(atom: Atom) -> bool:
     """Whether the elements are floating-point or complex."""
     return bool(jnp.issubdtype(dtype_of(atom), jnp.inexact))
+
+
+def is_key(atom: Atom) -> bool:
+    """Whether the elements are random keys."""
+    return bool(jnp.issubdtype(dtype_of(atom), jax.dtypes.prng_key))
 
 
 def open_jaxpr(jaxpr: AnyJaxpr) -> Jaxpr:

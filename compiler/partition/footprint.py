@@ -8,8 +8,9 @@ to another layout for it. Views and updates in place take no memory of their own
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from ..graph import Graph, ValueKind
 from ..mesh import Layout, Mesh
@@ -17,7 +18,7 @@ from ..trace import Traced
 from .plan import Sharding
 from .skeleton import buffer_roots
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["Footprint", "Footprints"]
 
 
 @dataclass(frozen=True)
@@ -37,75 +38,76 @@ class Footprint:
         return self.parameters + self.state + self.cache + self.inputs + self.temporaries
 
 
-def footprint(traced: Traced, sharding: Sharding, begin: int = 0, end: int | None = None) -> Footprint:
-    """Returns what one device holds that runs the operations [begin, end) of a graph.
+class Footprints:
+    """What one device holds of a sharded graph, for any stretch of it.
 
-    Args:
-        traced: The graph.
-        sharding: How it is divided.
-        begin: First operation.
-        end: Behind the last one; by default all that there are.
+    The moments are looked at once: a stretch holds at each of its operations what the whole graph holds then.
     """
-    graph = traced.graph
-    end = len(graph.operations) if end is None else end
-    kept = sharding.layouts(graph)
-    sizes = _input_bytes(graph, sharding, kept, begin, end)
-    changes = [0] * (end - begin + 1)
-    for first, last, size in _buffers(graph, sharding, kept, begin, end):
-        changes[first - begin] += size
-        changes[last - begin] -= size
-    loads = list(accumulate(changes[:-1]))
-    loads = [load + _brought(traced, sharding, kept, begin + i) for i, load in enumerate(loads)]
-    peak = max(range(len(loads)), key=loads.__getitem__, default=0)
-    return Footprint(
-        parameters=sizes["parameter"],
-        state=sizes["state"],
-        cache=sizes["cache"],
-        inputs=sizes["input"] + sizes["constant"],
-        temporaries=loads[peak] if loads else 0,
-        peak_operation=begin + peak,
-    )
+
+    def __init__(self, traced: Traced, sharding: Sharding) -> None:
+        """Takes a graph and how it is divided."""
+        self._graph, self._mesh = traced.graph, sharding.mesh
+        self._kept = sharding.layouts(traced.graph)
+        self._loads = _loads(traced, sharding, self._kept)
+
+    def of(self, begin: int = 0, end: int | None = None) -> Footprint:
+        """Returns what a device holds that runs the operations [begin, end), by default all that there are."""
+        end = len(self._loads) if end is None else end
+        sizes = self._input_bytes(begin, end)
+        peak = max(range(begin, end), key=self._loads.__getitem__, default=begin)
+        return Footprint(
+            parameters=sizes["parameter"],
+            state=sizes["state"],
+            cache=sizes["cache"],
+            inputs=sizes["input"] + sizes["constant"],
+            temporaries=self._loads[peak] if begin < end else 0,
+            peak_operation=peak,
+        )
+
+    def stored_bytes(self, points: Sequence[int]) -> list[int]:
+        """Returns for each stretch between consecutive operations the bytes of the inputs that it reads."""
+        return [sum(self._input_bytes(begin, end).values()) for begin, end in pairwise(points)]
+
+    def _input_bytes(self, begin: int, end: int) -> dict[ValueKind, int]:
+        """Returns the bytes of the inputs that operations read, by kind; what none reads belongs to the whole graph."""
+        graph = self._graph
+        sizes: dict[ValueKind, int] = defaultdict(int)
+        read = {value for operation in graph.operations[begin:end] for value in operation.inputs}
+        if begin == 0 and end == len(graph.operations):
+            read.update(graph.inputs)
+        for value in read:
+            if graph.values[value].kind != "intermediate":
+                sizes[graph.values[value].kind] += _part(graph, value, self._kept[value], self._mesh)
+        return sizes
 
 
 def _part(graph: Graph, value: int, layout: Layout, mesh: Mesh) -> int:
     return graph.values[value].bytes // mesh.num_shards(layout.axes)
 
 
-def _input_bytes(
-    graph: Graph, sharding: Sharding, kept: dict[int, Layout], begin: int, end: int
-) -> dict[ValueKind, int]:
-    """Returns the bytes of the inputs that the operations read, by kind; an input that none reads is everywhere."""
-    sizes: dict[ValueKind, int] = defaultdict(int)
-    read = {value for operation in graph.operations[begin:end] for value in operation.inputs}
-    if begin == 0 and end == len(graph.operations):
-        read.update(graph.inputs)
-    for value in read & {*graph.inputs, *sharding.constants}:
-        sizes[graph.values[value].kind] += _part(graph, value, kept[value], sharding.mesh)
-    return sizes
+def _loads(traced: Traced, sharding: Sharding, kept: dict[int, Layout]) -> list[int]:
+    """Returns what is held while each operation runs, inputs aside."""
+    graph = traced.graph
+    changes = [0] * (len(graph.operations) + 1)
+    for first, behind, size in _buffers(graph, sharding, kept):
+        changes[first] += size
+        changes[behind] -= size
+    return [load + _brought(traced, sharding, kept, i) for i, load in enumerate(accumulate(changes[:-1]))]
 
 
-def _buffers(
-    graph: Graph, sharding: Sharding, kept: dict[int, Layout], begin: int, end: int
-) -> list[tuple[int, int, int]]:
-    """Returns (first, behind the last, bytes) of each buffer that lives in [begin, end)."""
+def _buffers(graph: Graph, sharding: Sharding, kept: dict[int, Layout]) -> Iterator[tuple[int, int, int]]:
+    """Yields (first operation, behind the last, bytes) of each buffer."""
     roots = buffer_roots(graph)
-    last: dict[int, int] = {}
-    for operation in graph.operations[begin:end]:
-        for value in operation.inputs:
-            last[roots.get(value, value)] = operation.id + 1
-    later = {value for operation in graph.operations[end:] for value in operation.inputs} | set(graph.outputs)
-    last.update((roots.get(value, value), end) for value in later)
-    buffers: list[tuple[int, int, int]] = []
-    for operation in graph.operations[:end]:
-        for value, made in zip(operation.outputs, sharding.operations[operation.id].results, strict=True):
-            if value in roots or (value not in last and operation.id < begin):
+    behind = {roots.get(value, value): op.id + 1 for op in graph.operations for value in op.inputs}
+    behind.update((roots.get(value, value), len(graph.operations)) for value in graph.outputs)
+    for operation in graph.operations:
+        first = operation.id
+        for value, made in zip(operation.outputs, sharding.operations[first].results, strict=True):
+            if value in roots:
                 continue
-            first, behind = max(operation.id, begin), last.get(value, operation.id + 1)
-            layout = kept[value]
-            buffers.append((first, max(behind, first + 1), _part(graph, value, layout, sharding.mesh)))
-            if layout != made and operation.id >= begin:
-                buffers.append((first, first + 1, _part(graph, value, made, sharding.mesh)))
-    return [buffer for buffer in buffers if buffer[1] > begin]
+            yield first, behind.get(value, first + 1), _part(graph, value, kept[value], sharding.mesh)
+            if kept[value] != made:
+                yield first, first + 1, _part(graph, value, made, sharding.mesh)
 
 
 def _brought(traced: Traced, sharding: Sharding, kept: dict[int, Layout], operation: int) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import ConfigurationError
 from ..cost import operation_seconds
-from ..graph import Value
+from ..graph import KEY_IMPLEMENTATIONS, Value
 from ..mesh import Layout, Mesh, whole
 from ..ops.sharding.division import Division
 from ..ops.sharding.rules import internal_collectives
@@ -134,10 +134,11 @@ def _nodes(skeleton: Skeleton, mesh: Mesh, pins: Pins) -> tuple[Node, ...]:
     nodes: list[Node] = []
     for group in range(len(skeleton.input_groups)):
         made = Made(group, None)
-        shape = skeleton.values[made].shape
+        shape, is_key = skeleton.values[made].shape, skeleton.values[made].dtype in KEY_IMPLEMENTATIONS
         if shape not in layouts:
             layouts[shape] = input_layouts(shape, mesh)
-        nodes.append(Node("input", made, _allowed(layouts[shape], skeleton, made, pins)))
+        known = (whole(len(shape)),) if is_key else layouts[shape]
+        nodes.append(Node("input", made, _allowed(known, skeleton, made, pins)))
     wanted: dict[Made, dict[Layout, None]] = defaultdict(dict)
     for number, group in enumerate(skeleton.groups):
         divisions = _pinned_divisions(operation_strategies(group.rule, mesh), skeleton, number, pins)

@@ -1,21 +1,24 @@
 """Pins: layouts that a user gives, as PATTERN=AXES.
 
-PATTERN is a glob over the names of inputs (`layers.*.mlp.up.weight`) and the paths of operations, with or without
-their names (`layers.*/mlp/linear`); an operation is pinned at its first result. AXES has an entry for each dim, with
+PATTERN is a glob over the names of inputs (`layers.*.mlp.up.weight`) and of operations: their path (`layers.*/mlp`),
+their path and name (`layers.*/mlp/linear`), and, where several have the same, their number among these
+(`layers.*/mlp/linear#2`); an operation is pinned at its first result. A name that is an
+input's means the input only. AXES has an entry for each dim, with
 commas between: `-` for a dim that stays whole, or mesh axes joined by `*`; `whole` leaves all dims whole.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from ...errors import ConfigurationError
-from ..graph import Graph, Value
+from ..graph import Graph, Operation, Value
 from ..mesh import Layout, Mesh, whole
 
-__all__ = ["parse_mesh", "resolve_pins"]
+__all__ = ["matching_values", "operation_names", "parse_mesh", "resolve_pins"]
 
 _AXES = ("x", "y", "z", "w")
 
@@ -48,26 +51,60 @@ def resolve_pins(graph: Graph, pins: Sequence[tuple[str, str]], mesh: Mesh | Non
     Raises:
         ConfigurationError: if a pattern names nothing, or axes don't fit the mesh or the value.
     """
-    names = _names(graph)
+    names = _names(graph) if pins else {}
     resolved: dict[int, tuple[Layout, ...]] = {}
     for pattern, axes in pins:
-        matching = [values for name, values in names.items() if fnmatchcase(name, pattern)]
-        if not matching:
-            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
-            hint = f"; close: {', '.join(close)}" if close else ""
-            raise ConfigurationError(f"pin {pattern!r} names no input and no operation{hint}")
-        for value in (value for values in matching for value in values):
+        for value in _matching(names, pattern, "pin"):
             resolved[value] = (_layout(graph.values[value], pattern, axes, mesh),)
     return resolved
+
+
+def matching_values(graph: Graph, pattern: str) -> tuple[int, ...]:
+    """Returns the inputs, and the first results of the operations, that a pattern names.
+
+    Args:
+        graph: The graph.
+        pattern: As of a pin.
+
+    Raises:
+        ConfigurationError: if it names nothing; the message has the closest names.
+    """
+    return tuple(dict.fromkeys(_matching(_names(graph), pattern, "pattern")))
+
+
+def _matching(names: dict[str, list[int]], pattern: str, what: str) -> list[int]:
+    matching = [values for name, values in names.items() if fnmatchcase(name, pattern)]
+    if not matching:
+        close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise ConfigurationError(f"{what} {pattern!r} names no input and no operation{hint}")
+    return [value for values in matching for value in values]
+
+
+def operation_names(graph: Graph) -> tuple[str, ...]:
+    """Returns a name for each operation that no other has: path, name and, where that is not enough, a number."""
+    names = [_name(operation) for operation in graph.operations]
+    total, seen = Counter(names), Counter[str]()
+    unique: list[str] = []
+    for name in names:
+        seen[name] += 1
+        unique.append(f"{name}#{seen[name]}" if total[name] > 1 else name)
+    return tuple(unique)
+
+
+def _name(operation: Operation) -> str:
+    return f"{operation.path}/{operation.name}" if operation.path else operation.name
 
 
 def _names(graph: Graph) -> dict[str, list[int]]:
     names: dict[str, list[int]] = {}
     for value in graph.inputs:
         names.setdefault(graph.values[value].name, []).append(value)
-    for operation in graph.operations:
-        for name in (operation.path, f"{operation.path}/{operation.name}"):
-            names.setdefault(name, []).extend(operation.outputs[:1])
+    inputs = frozenset(names)
+    for operation, unique in zip(graph.operations, operation_names(graph), strict=True):
+        for name in dict.fromkeys((operation.path, _name(operation), unique)):
+            if name and name not in inputs:
+                names.setdefault(name, []).extend(operation.outputs[:1])
     return names
 
 

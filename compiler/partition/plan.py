@@ -25,6 +25,28 @@ class OperationSharding:
     operands: tuple[Layout, ...]  # of each operand of its equation, literals too
     results: tuple[Layout, ...]
 
+    def as_text(self) -> str:
+        """Returns it as files have it: `axes of factors / passed / operands -> results`, layouts apart by spaces."""
+        passed = "*".join(self.passed) or "-"
+        operands, results = (" ".join(map(Layout.as_text, held)) for held in (self.operands, self.results))
+        return f"{Layout(self.axes).as_text()} / {passed} / {operands} -> {results}"
+
+    @staticmethod
+    def from_text(text: str) -> OperationSharding:
+        """Reads what `as_text` returns.
+
+        Raises:
+            ValueError: if it is no division.
+        """
+        try:
+            axes, passed, rest = text.split(" / ")
+            operands, results = rest.split(" -> ")
+        except ValueError:
+            raise ValueError(f"{text!r} is no division: AXES / PASSED / OPERANDS -> RESULTS") from None
+        held = [tuple(map(Layout.from_text, each.split(" "))) if each else () for each in (operands, results)]
+        shared = () if passed == "-" else tuple(passed.split("*"))
+        return OperationSharding(Layout.from_text(axes).dims, shared, held[0], held[1])
+
 
 @dataclass(frozen=True)
 class Sharding:

@@ -26,6 +26,7 @@ from jaxtyping import Array
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from ..graph import item_bytes
 from ..mesh import Collective, Layout, Mesh, Reduction
 from ..target import Network
 from .network import collective_seconds
@@ -68,7 +69,7 @@ def steps(
     if source == target:
         return ()
     first, source = _without_extremes(source, target)
-    graph, distances, before = _paths(shape, jnp.dtype(dtype).itemsize, mesh, _Hashed(network))
+    graph, distances, before = _paths(shape, item_bytes(dtype), mesh, _Hashed(network))
     begin, end = graph.number(source), graph.number(target)
     if begin is None or end is None or not np.isfinite(distances[begin, end]):
         return None
@@ -94,7 +95,7 @@ def matrix(
     network: Network,
 ) -> np.ndarray:
     """Returns the seconds from each of some layouts to each of others, [sources, targets]; inf if there is no way."""
-    size = jnp.dtype(dtype).itemsize
+    size = item_bytes(dtype)
     graph, distances, _ = _paths(shape, size, mesh, _Hashed(network))
     out = np.full((len(sources), len(targets)), math.inf)
     ends = [graph.number(target) for target in targets]
@@ -118,7 +119,8 @@ def collectives(sequence: Sequence[Step], shape: tuple[int, ...], dtype: str, me
     for step in sequence:
         if step.kind != "slice" and step.kind != "mask":
             elements = math.prod(step.after.local_shape(shape, mesh))
-            found.append(Collective(step.kind, step.axes, mesh.num_shards(step.axes), elements, dtype))
+            if elements:  # of an empty array nothing is sent
+                found.append(Collective(step.kind, step.axes, mesh.num_shards(step.axes), elements, dtype))
     return tuple(found)
 
 

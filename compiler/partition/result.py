@@ -41,8 +41,8 @@ class Tried:
     status: Status
     cost: float | None  # seconds of a step; None if there is no plan
     lower_bound: float | None
-    slowest_stage_seconds: float | None
-    device_bytes: int | None  # most that a device holds
+    slowest_stage_seconds: float | None  # None too if the cost was enough to see that it is not the best
+    device_bytes: int | None  # most that a device holds; None likewise
     seconds: float  # that it took
     note: str = ""  # why there is no plan
 
@@ -63,6 +63,7 @@ class Partition:
     status: Status
     seconds: float  # that the whole search took
     tried: tuple[Tried, ...]
+    limit_bytes: int | None = None  # of the sharding problem that was solved; all stages together keep it
 
     @property
     def mesh(self) -> Mesh:
@@ -94,17 +95,19 @@ class Partition:
         return json.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the partition as JSON has it; divisions that many operations share are written once."""
-        divisions = list(dict.fromkeys(self.sharding.operations))
-        numbers = {division: i for i, division in enumerate(divisions)}
+        """Returns the partition as JSON has it: layouts as `Layout.as_text`, each written once, then by number."""
+        layouts, divisions = _Numbers(), _Numbers()
         sharding = {
             "mesh": self.mesh.shape,
-            "inputs": [_layout(layout) for layout in self.sharding.inputs],
-            "constants": {str(value): _layout(layout) for value, layout in self.sharding.constants.items()},
-            "divisions": [_division(division) for division in divisions],
-            "operations": [numbers[division] for division in self.sharding.operations],
-            "shared": {str(value): _layout(layout) for value, layout in self.sharding.shared.items()},
-            "outputs": [_layout(layout) for layout in self.sharding.outputs],
+            "inputs": [layouts.of(layout.as_text()) for layout in self.sharding.inputs],
+            "constants": {
+                str(value): layouts.of(layout.as_text()) for value, layout in self.sharding.constants.items()
+            },
+            "operations": [divisions.of(division.as_text()) for division in self.sharding.operations],
+            "shared": {str(value): layouts.of(layout.as_text()) for value, layout in self.sharding.shared.items()},
+            "outputs": [layouts.of(layout.as_text()) for layout in self.sharding.outputs],
+            "layouts": list(layouts.known),
+            "divisions": list(divisions.known),
         }
         return {
             "cost": self.cost,
@@ -114,6 +117,7 @@ class Partition:
             "seconds": self.seconds,
             "objective": self.objective,
             "budget_bytes": self.budget_bytes,
+            "limit_bytes": self.limit_bytes,
             "num_devices": self.num_devices,
             "device_bytes": self.device_bytes,
             "slowest_stage_seconds": self.slowest_stage_seconds,
@@ -150,34 +154,45 @@ class Partition:
             raise ConfigurationError(f"not a partition: {error}") from None
 
 
-def _layout(layout: Layout) -> dict[str, object]:
-    data: dict[str, object] = {"dims": [list(axes) for axes in layout.dims]}
-    return {**data, "partial": [list(pair) for pair in layout.partial]} if layout.partial else data
+class _Numbers:
+    """Texts, numbered in the order in which they first come."""
 
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
 
-def _division(division: OperationSharding) -> dict[str, object]:
-    return {
-        "axes": [list(axes) for axes in division.axes],
-        "passed": list(division.passed),
-        "operands": [_layout(layout) for layout in division.operands],
-        "results": [_layout(layout) for layout in division.results],
-    }
+    def of(self, text: str) -> int:
+        return self.known.setdefault(text, len(self.known))
 
 
 class _ShardingFile(pydantic.BaseModel):
     mesh: dict[str, pydantic.PositiveInt]
-    inputs: tuple[Layout, ...]
-    constants: dict[int, Layout]
-    divisions: tuple[OperationSharding, ...]
+    inputs: tuple[pydantic.NonNegativeInt, ...]
+    constants: dict[int, pydantic.NonNegativeInt]
     operations: tuple[pydantic.NonNegativeInt, ...]
-    shared: dict[int, Layout]
-    outputs: tuple[Layout, ...]
+    shared: dict[int, pydantic.NonNegativeInt]
+    outputs: tuple[pydantic.NonNegativeInt, ...]
+    layouts: tuple[str, ...]
+    divisions: tuple[str, ...]
 
     @pydantic.model_validator(mode="after")
     def _known(self) -> _ShardingFile:
-        if any(number >= len(self.divisions) for number in self.operations):
-            raise ValueError("an operation has a division that is not there")
+        used = (*self.inputs, *self.constants.values(), *self.shared.values(), *self.outputs)
+        if max(used, default=-1) >= len(self.layouts) or max(self.operations, default=-1) >= len(self.divisions):
+            raise ValueError("a layout or a division is not there")
+        self.sharding()  # its texts are read
         return self
+
+    def sharding(self) -> Sharding:
+        layouts = tuple(map(Layout.from_text, self.layouts))
+        divisions = tuple(map(OperationSharding.from_text, self.divisions))
+        return Sharding(
+            mesh=_mesh(self.mesh),
+            inputs=tuple(layouts[number] for number in self.inputs),
+            constants={value: layouts[number] for value, number in self.constants.items()},
+            operations=tuple(divisions[number] for number in self.operations),
+            shared={value: layouts[number] for value, number in self.shared.items()},
+            outputs=tuple(layouts[number] for number in self.outputs),
+        )
 
 
 class _TriedFile(pydantic.BaseModel):
@@ -199,25 +214,18 @@ class _PartitionFile(pydantic.BaseModel):
     seconds: float
     objective: Objective
     budget_bytes: int | None
+    limit_bytes: int | None
     stages: tuple[Stage, ...] = pydantic.Field(min_length=1)
     tried: tuple[_TriedFile, ...]
     sharding: _ShardingFile
 
     def partition(self) -> Partition:
-        file = self.sharding
-        sharding = Sharding(
-            mesh=_mesh(file.mesh),
-            inputs=file.inputs,
-            constants=file.constants,
-            operations=tuple(file.divisions[number] for number in file.operations),
-            shared=file.shared,
-            outputs=file.outputs,
-        )
         return Partition(
-            sharding=sharding,
+            sharding=self.sharding.sharding(),
             stages=self.stages,
             objective=self.objective,
             budget_bytes=self.budget_bytes,
+            limit_bytes=self.limit_bytes,
             cost=self.cost,
             lower_bound=self.lower_bound,
             status=self.status,

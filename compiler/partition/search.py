@@ -7,10 +7,11 @@ whole graph on one stage's mesh is solved; then the graph is cut into stages. Wh
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -18,25 +19,26 @@ from ...errors import ConfigurationError, DoesNotFitError, PlaitError
 from ..mesh import Mesh
 from ..target import Target
 from ..trace import Traced
-from .footprint import Footprint, footprint
+from .footprint import Footprints
 from .formulate import Formulation, Pins, formulate
 from .network import collective_seconds
 from .plan import Sharding
 from .result import Objective, Partition, Stage, Status, Tried
 from .skeleton import Skeleton, skeleton
 from .solver import Infeasible, Solution, solve
-from .stages import balanced_cuts, cut_points
+from .stages import balanced_cuts, cut_points, handed_over_bytes
 from .timeline import timeline
 
-__all__ = ["candidate_meshes", "partition"]
+__all__ = ["Replanned", "candidate_meshes", "partition", "replan", "score"]
 
 _AXES = ("x", "y", "z", "w")
 _MAX_AXES = 3  # of a mesh of our choosing: strategies grow as a power of it
 _NUM_BISECTIONS = 8  # of the memory limit, for objective "memory"
 _MAX_TIGHTENINGS = 6  # of the solver's memory limit, where a plan holds more than the problem says
-_NO_LIMIT = 1 << 60  # bytes of a device
+_NO_LIMIT = 1 << 46  # bytes of a device; those of many devices still are an integer of 64 bits
 _NUM_LARGEST = 5  # terms of a report
-_LEVERS = {
+_LEVERS: Mapping[str, str] = {
+    "devices": "use at least {devices} devices (--devices or a larger target)",
     "parameter": "store the weights in fewer bits (--weights)",
     "state": "use an optimizer that keeps less (--optimizer)",
     "cache": "lower --batch or --sequence",
@@ -61,10 +63,15 @@ class _Task:
     budget: int  # bytes of a device
     objective: Objective
     pins: Pins
+    given: Formulation | None = None  # the problem of the one mesh that is tried, if it is known
+    levers: Mapping[str, str] = field(default_factory=lambda: _LEVERS)  # what to do where memory is short
 
     def solve(self, mesh: Mesh, limit_bytes: int, limit_seconds: float) -> tuple[Formulation, Solution]:
         """Solves the sharding problem of the graph on one mesh."""
-        formulation = formulate(self.bones, mesh, self.target, self.dtype, budget_bytes=limit_bytes, pins=self.pins)
+        if self.given is None:
+            formulation = formulate(self.bones, mesh, self.target, self.dtype, budget_bytes=limit_bytes, pins=self.pins)
+        else:
+            formulation = replace(self.given, problem=replace(self.given.problem, usage_limit=limit_bytes))
         return formulation, solve(formulation.problem, time_limit_seconds=limit_seconds)
 
 
@@ -75,6 +82,8 @@ class _Found:
     stages: tuple[Stage, ...] = ()
     solution: Solution | None = None
     shortage: _Shortage | None = None
+    allowed: int = _NO_LIMIT  # bytes that the problem was solved under
+    is_conflict: bool = False  # whether no strategies suit each other
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ def partition(
     pins: Pins = MappingProxyType({}),
     time_limit_seconds: float = 60.0,
     progress: Callable[[str], None] | None = None,
+    levers: Mapping[str, str] = _LEVERS,
 ) -> Partition:
     """Returns the best partition found of a graph over the devices of a target.
 
@@ -115,6 +125,7 @@ def partition(
         pins: Layouts that inputs or results may have, by value id.
         time_limit_seconds: Of the whole search.
         progress: Told each mesh before it is tried.
+        levers: What the caller can do where memory is short: about "devices", and by the kind of value that takes most.
 
     Raises:
         InfeasibleError: if no plan keeps the budget; it says what is short, and what would help.
@@ -123,20 +134,20 @@ def partition(
     begin = time.monotonic()
     budget = _NO_LIMIT if budget_bytes is None else budget_bytes
     candidates = list(_candidates(num_devices, mesh, num_stages))
-    task = _Task(skeleton(traced), target, dtype, budget, objective, pins)
-    found: list[_Found] = []
+    task = _Task(skeleton(traced), target, dtype, budget, objective, pins, levers=levers)
+    opened: list[_Opened | _Found] = []
     for i, candidate in enumerate(candidates):
         if progress:
             progress(_describe(candidate))
         left = time_limit_seconds - (time.monotonic() - begin)
-        if left <= 0 and found:
+        if left <= 0 and opened:
             break
-        limit = max(left, 1.0) / (len(candidates) - i)
-        found.append(_try(task, candidate, limit))
+        opened.append(_open(task, candidate, max(left, 1.0) / (len(candidates) - i)))
+    found = _close_best(task, opened, begin + time_limit_seconds)
     planned = [each for each in found if each.sharding is not None]
     if not planned:
         raise _infeasible(task, found, max(each.mesh.num_devices * each.num_stages for each in candidates))
-    best = min(planned, key=lambda each: _score(each.tried, objective))
+    best = min(planned, key=lambda each: score(each.tried, objective))
     assert best.sharding is not None
     assert best.solution is not None
     return Partition(
@@ -149,7 +160,47 @@ def partition(
         status=best.tried.status,
         seconds=time.monotonic() - begin,
         tried=tuple(each.tried for each in found),
+        limit_bytes=None if best.allowed >= _NO_LIMIT else best.allowed,
     )
+
+
+@dataclass(frozen=True)
+class Replanned:
+    """The best plan of a sharding problem."""
+
+    tried: Tried
+    sharding: Sharding | None  # None if there is no plan
+    short_bytes: int = 0  # that a device lacks, if memory is why there is none
+    is_conflict: bool = False  # whether there is none for want of ways between layouts
+
+
+def replan(
+    formulation: Formulation,
+    target: Target,
+    dtype: str,
+    *,
+    num_stages: int,
+    objective: Objective,
+    budget_bytes: int | None,
+    time_limit_seconds: float,
+) -> Replanned:
+    """Returns the best plan of a sharding problem: what `partition` finds on its mesh, in as many stages.
+
+    Args:
+        formulation: The problem; its memory limit does not count.
+        target: The machine.
+        dtype: That products are computed in.
+        num_stages: Pipeline stages.
+        objective: What is least.
+        budget_bytes: What each device may hold; no limit by default.
+        time_limit_seconds: In which to be back.
+    """
+    budget = _NO_LIMIT if budget_bytes is None else budget_bytes
+    task = _Task(formulation.skeleton, target, dtype, budget, objective, MappingProxyType({}), formulation)
+    opened = _open(task, _Candidate(formulation.mesh, num_stages), time_limit_seconds)
+    found = opened if isinstance(opened, _Found) else _close(task, opened, time_limit_seconds)
+    short = found.shortage.demand_bytes - budget if found.shortage else 0
+    return Replanned(found.tried, found.sharding, short, found.is_conflict)
 
 
 def candidate_meshes(num_devices: int) -> tuple[Mesh, ...]:
@@ -189,7 +240,8 @@ def _describe(candidate: _Candidate) -> str:
     return f"{stages}{candidate.mesh}"
 
 
-def _score(tried: Tried, objective: Objective) -> tuple[float, ...]:
+def score(tried: Tried, objective: Objective) -> tuple[float, ...]:
+    """Returns what is least of the plan that was found on a mesh, then what decides between equals."""
     assert tried.cost is not None
     assert tried.slowest_stage_seconds is not None
     assert tried.device_bytes is not None
@@ -197,52 +249,104 @@ def _score(tried: Tried, objective: Objective) -> tuple[float, ...]:
     return {"latency": (latency, held), "throughput": (rate, latency, held), "memory": (held, latency)}[objective]
 
 
-def _try(task: _Task, candidate: _Candidate, limit_seconds: float) -> _Found:
-    """Solves one candidate; where stages hold more than the budget, again under a lower limit."""
+@dataclass(frozen=True)
+class _Opened:
+    """A candidate whose sharding problem is solved; what its devices hold has not been looked at."""
+
+    candidate: _Candidate
+    allowed: int  # bytes that the problem was solved under
+    formulation: Formulation
+    solution: Solution
+    seconds: float  # that it took
+
+
+def _open(task: _Task, candidate: _Candidate, limit_seconds: float) -> _Opened | _Found:
+    """Solves the sharding problem of one candidate."""
     begin = time.monotonic()
     if candidate.num_stages > 1 and task.bones.has_training_state:
         return _without(candidate, begin, "infeasible", "a training step is not cut into stages")
     allowed = task.budget * candidate.num_stages
     if task.objective == "memory":
         allowed = _least_limit(task, candidate, allowed, limit_seconds / 2)
-    first: Solution | None = None
-    fullest = 0
-    for _ in range(_MAX_TIGHTENINGS):
-        formulation, solution = task.solve(candidate.mesh, allowed, limit_seconds)
-        if not solution.assignment:
-            reason = solution.infeasible
-            note = reason.text if reason else "no plan was found in time"
-            shortage = _least_terms(task, formulation, reason, candidate.num_stages) if reason else None
-            return _without(candidate, begin, solution.status, note, shortage)
-        first = first or solution
+    formulation, solution = task.solve(candidate.mesh, allowed, limit_seconds)
+    if not solution.assignment:
+        return _unsolved(task, candidate, begin, formulation, solution)
+    return _Opened(candidate, allowed, formulation, solution, time.monotonic() - begin)
+
+
+def _close_best(task: _Task, opened: Sequence[_Opened | _Found], deadline: float) -> list[_Found]:
+    """Cuts candidates into stages, the most promising first; what cannot beat the best one is left as it is."""
+    found = {i: each for i, each in enumerate(opened) if isinstance(each, _Found)}
+    rest = [(_least_score(each, task.objective), i, each) for i, each in enumerate(opened) if isinstance(each, _Opened)]
+    best = math.inf
+    for least, i, each in sorted(rest, key=lambda entry: entry[:2]):
+        if least > best:
+            begin = time.monotonic() - each.seconds
+            found[i] = _Found(_tried(each.candidate, begin, each.solution, each.solution))
+            continue
+        found[i] = _close(task, each, max(deadline - time.monotonic(), 1.0))
+        if found[i].sharding is not None:
+            best = min(best, score(found[i].tried, task.objective)[0])
+    return [found[i] for i in range(len(opened))]
+
+
+def _close(task: _Task, opened: _Opened, limit_seconds: float) -> _Found:
+    """Cuts a candidate into stages; where they hold more than the budget, solves it again under a lower limit."""
+    candidate, formulation, solution, allowed = opened.candidate, opened.formulation, opened.solution, opened.allowed
+    begin = time.monotonic() - opened.seconds
+    held = 0  # by the fullest device of the leanest plan so far
+    for attempt in range(_MAX_TIGHTENINGS):
+        if attempt:
+            formulation, solution = task.solve(candidate.mesh, allowed, limit_seconds)
+            if not solution.assignment:
+                return _unsolved(task, candidate, begin, formulation, solution, held)
         sharding = formulation.sharding(solution.assignment)
         stages = _stages(task, candidate, sharding)
-        if stages and (fullest := max(stage.footprint.total for stage in stages)) <= task.budget:
-            return _planned(candidate, begin, first, solution, sharding, stages)
+        fullest = max((stage.footprint.total for stage in stages), default=0)
+        if stages and fullest <= task.budget:
+            tried = _tried(candidate, begin, opened.solution, solution, stages)
+            return _Found(tried, sharding, stages, solution, allowed=allowed)
+        held = min(held or fullest, fullest)
         allowed = int(allowed * min(0.95, task.budget / max(fullest, 1)))
-    return _without(candidate, begin, "infeasible", f"a device would hold {fullest:,} bytes of {task.budget:,}")
+    note = f"a device would hold {held:,} bytes of {task.budget:,}" if held else "no cut keeps the budget"
+    return _without(candidate, begin, "infeasible", note)
 
 
-def _planned(
+def _unsolved(
+    task: _Task,
     candidate: _Candidate,
     begin: float,
-    first: Solution,
+    formulation: Formulation,
     solution: Solution,
-    sharding: Sharding,
-    stages: tuple[Stage, ...],
+    held_bytes: int = 0,
 ) -> _Found:
+    reason = solution.infeasible
+    note = reason.text if reason else "no plan was found in time"
+    shortage = _least_terms(task, formulation, reason, candidate.num_stages, held_bytes) if reason else None
+    found = _without(candidate, begin, solution.status, note, shortage)
+    return replace(found, is_conflict=reason is not None and reason.reason == "conflict")
+
+
+def _least_score(opened: _Opened, objective: Objective) -> float:
+    """Returns what a candidate scores at best, however its stages turn out."""
+    cost = opened.solution.cost
+    return {"latency": cost, "throughput": cost / opened.candidate.num_stages, "memory": 0.0}[objective]
+
+
+def _tried(
+    candidate: _Candidate, begin: float, first: Solution, solution: Solution, stages: tuple[Stage, ...] = ()
+) -> Tried:
     is_optimal = solution is first and solution.status == "optimal"
-    tried = Tried(
+    return Tried(
         mesh=candidate.mesh,
         num_stages=candidate.num_stages,
         status="optimal" if is_optimal else "feasible",
         cost=solution.cost,
         lower_bound=min(first.lower_bound, solution.cost),
-        slowest_stage_seconds=max(stage.seconds for stage in stages),
-        device_bytes=max(stage.footprint.total for stage in stages),
+        slowest_stage_seconds=max((stage.seconds for stage in stages), default=None),
+        device_bytes=max((stage.footprint.total for stage in stages), default=None),
         seconds=time.monotonic() - begin,
     )
-    return _Found(tried, sharding, stages, solution)
 
 
 def _without(
@@ -271,19 +375,20 @@ def _stages(task: _Task, candidate: _Candidate, sharding: Sharding) -> tuple[Sta
     traced = task.bones.traced
     times = [time.seconds for time in timeline(task.bones, sharding, task.target, task.dtype)]
     num_operations = len(times)
+    held = Footprints(traced, sharding)
     if candidate.num_stages == 1:
-        held = footprint(traced, sharding)
-        return (Stage(0, num_operations, 0, sum(times), held),)
+        return (Stage(0, num_operations, 0, sum(times), held.of()),)
     points = cut_points(task.bones.merged.runs, num_operations)
     units = list(pairwise(points))
-    handover = [_handover_seconds(task, sharding, begin) for begin in points[:-1]]
-    stored = [_stored_bytes(footprint(traced, sharding, begin, end)) for begin, end in units]
-    temporaries = footprint(traced, sharding).temporaries
+    handover = [
+        collective_seconds("permute", size, 2, task.target.network) if size else 0.0
+        for size in handed_over_bytes(traced.graph, sharding, points[:-1])
+    ]
     cuts = balanced_cuts(
         [sum(times[begin:end]) for begin, end in units],
-        stored,
+        held.stored_bytes(points),
         candidate.num_stages,
-        budget_bytes=task.budget - temporaries,
+        budget_bytes=task.budget - held.of().temporaries,
         handover_seconds=handover,
     )
     if cuts is None:
@@ -294,37 +399,27 @@ def _stages(task: _Task, candidate: _Candidate, sharding: Sharding) -> tuple[Sta
             end=points[last],
             first_device=number * candidate.mesh.num_devices,
             seconds=sum(times[points[first] : points[last]]) + handover[first],
-            footprint=footprint(traced, sharding, points[first], points[last]),
+            footprint=held.of(points[first], points[last]),
         )
         for number, (first, last) in enumerate(pairwise(cuts))
     )
 
 
-def _stored_bytes(held: Footprint) -> int:
-    return held.total - held.temporaries
-
-
-def _handover_seconds(task: _Task, sharding: Sharding, cut: int) -> float:
-    """Returns the time to send the values that cross a cut to the next stage, each device its own part."""
-    graph = task.bones.traced.graph
-    made = {value for operation in graph.operations[:cut] for value in operation.outputs}
-    read = {value for operation in graph.operations[cut:] for value in operation.inputs}
-    kept = sharding.layouts(graph)
-    crossing = sum(graph.values[value].bytes // sharding.mesh.num_shards(kept[value].axes) for value in made & read)
-    return collective_seconds("permute", crossing, 2, task.target.network) if crossing else 0.0
-
-
-def _least_terms(task: _Task, formulation: Formulation, reason: Infeasible, num_stages: int) -> _Shortage | None:
-    """Returns what is short where memory is the reason, of one device of one stage."""
+def _least_terms(
+    task: _Task, formulation: Formulation, reason: Infeasible, num_stages: int, held_bytes: int
+) -> _Shortage | None:
+    """Returns what is short where memory is the reason, of one device of one stage; a plan that was found held more."""
     if reason.reason != "memory":
         return None
-    names = [(formulation.problem.name(node), int(size / num_stages)) for node, size in reason.largest]
+    names = [(formulation.problem.names[node], int(size / num_stages)) for node, size in reason.largest]
     kinds: Counter[str] = Counter()
     for node, size in reason.largest:
         about = formulation.nodes[node]
         kinds[task.bones.values[about.made].kind if about.kind == "input" else "intermediate"] += int(size)
     return _Shortage(
-        int(reason.demand / num_stages), tuple(names), kinds.most_common(1)[0][0] if kinds else "parameter"
+        max(int(reason.demand / num_stages), held_bytes),
+        tuple(names),
+        kinds.most_common(1)[0][0] if kinds else "parameter",
     )
 
 
@@ -342,5 +437,5 @@ def _infeasible(task: _Task, found: Sequence[_Found], num_devices: int) -> Plait
         demand_bytes=max(least.demand_bytes, task.budget + 1),
         limit_bytes=task.budget,
         largest_terms=least.largest[:_NUM_LARGEST],
-        levers=(f"use at least {enough} devices (--devices or a larger target)", _LEVERS[least.kind]),
+        levers=(task.levers["devices"].format(devices=enough), task.levers[least.kind]),
     )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jax.extend.core import JaxprEqn
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal
 
 from ..graph import Graph, Operation, Value
+from ..jaxpr_reader import FlatEquation
 from ..ops.sharding.rule import Rule
 from ..ops.sharding.rules import derive
 from ..trace import Traced
@@ -157,10 +159,21 @@ def _operation_group(traced: Traced, members: tuple[int, ...]) -> OperationGroup
         members=members,
         representative=traced.graph.operations[members[0]],
         equation=flat.equation,
-        rule=derive(flat.equation),
+        rule=_applied(derive(flat.equation), flat),
         operand_bytes=tuple(values[o].bytes if isinstance(o, int) else 0 for o in flat.operands),
         stored_operands=tuple(stored),
     )
+
+
+def _applied(rule: Rule, flat: FlatEquation) -> Rule:
+    """Returns a rule as it is for the operands at hand: inside a call that was inlined, an operand may be a literal.
+
+    Every device has all of a literal, so none is a partial sum but 0.
+    """
+    literals = {i: operand for i, operand in enumerate(flat.operands) if isinstance(operand, Literal)}
+    zeros = {i for i, literal in literals.items() if not np.any(literal.val)}
+    linear = [each - zeros for each in rule.linear]
+    return replace(rule, linear=tuple(dict.fromkeys(each for each in linear if each.isdisjoint(literals))))
 
 
 def _kinds(traced: Traced, merged: Merged) -> dict[int, Made]:
@@ -176,8 +189,9 @@ def _kinds(traced: Traced, merged: Merged) -> dict[int, Made]:
 
 def _intervals(traced: Traced, merged: Merged, made: dict[int, Made]) -> dict[Made, tuple[int, int, int]]:
     """Returns when results need memory. Views and updates in place need none; they keep their buffer's root alive."""
-    graph, group_of = traced.graph, merged.group_of_operation
+    graph = traced.graph
     roots = buffer_roots(graph)
+    groups = (*merged.group_of_operation, len(merged.members))  # who takes the outputs is behind the last group
     readers: dict[int, list[int]] = defaultdict(list)
     for operation in graph.operations:
         for value in operation.inputs:
@@ -192,7 +206,7 @@ def _intervals(traced: Traced, merged: Merged, made: dict[int, Made]) -> dict[Ma
                 continue
             kind, last = made[value], max(readers[value], default=operation.id)
             spans[kind].append((operation.id, last + 1))
-            ends[kind] |= {(*group_of, len(merged.members))[reader] for reader in readers[value]}
+            ends[kind] |= {groups[reader] for reader in readers[value]}
     return {kind: _interval(kind.group, ends[kind], spans[kind]) for kind in spans}
 
 

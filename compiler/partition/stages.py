@@ -12,15 +12,40 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..graph import Graph
 from .merge import Run
+from .plan import Sharding
 
-__all__ = ["balanced_cuts", "cut_points"]
+__all__ = ["balanced_cuts", "cut_points", "handed_over", "handed_over_bytes"]
 
 
 def cut_points(runs: Sequence[Run], num_operations: int) -> tuple[int, ...]:
     """Returns the operations before which a graph may be cut, its begin and end among them."""
     inside = {run.begin + i * run.period for run in runs for i in range(run.repetitions + 1)}
     return tuple(sorted({0, num_operations, *inside}))
+
+
+def handed_over(graph: Graph, sharding: Sharding, cut: int) -> dict[int, int]:
+    """Returns what crosses a cut: of each value, by value id, the bytes that one device sends to the next stage."""
+    made = {value for operation in graph.operations[:cut] for value in operation.outputs}
+    read = {value for operation in graph.operations[cut:] for value in operation.inputs}
+    kept = sharding.layouts(graph)
+    crossing = sorted(made & read)
+    return {value: graph.values[value].bytes // sharding.mesh.num_shards(kept[value].axes) for value in crossing}
+
+
+def handed_over_bytes(graph: Graph, sharding: Sharding, cuts: Sequence[int]) -> list[int]:
+    """Returns for each of some cuts the bytes that one device sends to the next stage: the sum of `handed_over`."""
+    last = {value: operation.id for operation in graph.operations for value in operation.inputs}
+    kept = sharding.layouts(graph)
+    changes = np.zeros(len(graph.operations) + 2)
+    for operation in graph.operations:
+        for value in operation.outputs:
+            if value in last:
+                size = graph.values[value].bytes // sharding.mesh.num_shards(kept[value].axes)
+                changes[operation.id + 1] += size
+                changes[last[value] + 1] -= size
+    return np.cumsum(changes)[list(cuts)].astype(int).tolist()
 
 
 def balanced_cuts(

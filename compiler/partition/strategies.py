@@ -16,7 +16,7 @@ from ..mesh import Layout, Mesh
 from ..ops.sharding.rule import Rule
 from .plan import OperationSharding
 
-__all__ = ["input_layouts", "operation_strategies"]
+__all__ = ["divided_factors", "input_layouts", "operation_strategies"]
 
 _MAX_FACTORS = 6  # that are looked at: strategies grow as a power of them
 
@@ -29,7 +29,7 @@ def operation_strategies(rule: Rule, mesh: Mesh) -> tuple[OperationSharding, ...
 
     An axis is given to a factor only if the factor's size divides; a factor's axes are in the order of the mesh.
     """
-    factors = _factors(rule)
+    factors = divided_factors(rule)
     choices: list[_Choice] = [None, *factors, *rule.exchanges, *rule.linear]
     found: dict[OperationSharding, None] = {}
     for choice in itertools.product(choices, repeat=len(mesh.axes)):
@@ -39,7 +39,7 @@ def operation_strategies(rule: Rule, mesh: Mesh) -> tuple[OperationSharding, ...
     return tuple(found)
 
 
-def _factors(rule: Rule) -> list[int]:
+def divided_factors(rule: Rule) -> list[int]:
     """Returns the factors to divide: of many, those of which most elements depend."""
     free = [factor for factor, size in enumerate(rule.sizes) if factor not in rule.blocked and size > 1]
     if len(free) <= _MAX_FACTORS:

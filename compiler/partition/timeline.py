@@ -45,12 +45,17 @@ def timeline(skeleton: Skeleton, sharding: Sharding, target: Target, dtype: str)
         division_seconds(group, sharding.operations[group.members[0]], mesh, target, dtype) for group in skeleton.groups
     ]
 
+    known: dict[tuple[object, ...], float] = {}  # layers repeat
+
     def reshard(value: int, source: Layout, wanted: Layout) -> float:
-        if source == wanted:
+        if source is wanted or source == wanted:
             return 0.0
         about = traced.graph.values[value]
         copied = copy_seconds(about, wanted, mesh, target) if value in inputs else 0.0
-        return copied + reshard_seconds(about.shape, about.dtype, source, wanted, mesh, target.network)
+        key = (about.shape, about.dtype, source, wanted)
+        if key not in known:
+            known[key] = reshard_seconds(about.shape, about.dtype, source, wanted, mesh, target.network)
+        return copied + known[key]
 
     times: list[OperationTime] = []
     for operation, flat in enumerate(traced.equations):

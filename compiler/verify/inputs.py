@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..graph import Graph, Value
+from ..graph import KEY_IMPLEMENTATIONS, Graph, Value
 
 __all__ = ["random_inputs"]
 
@@ -32,6 +33,10 @@ def _drawn(graph: Graph, rng: np.random.Generator) -> Iterator[Array]:
     values = [graph.values[value] for value in graph.inputs]
     bounds = _bounds(values)
     for value in values:
+        if value.dtype in KEY_IMPLEMENTATIONS:
+            seed = int(rng.integers(1 << 31))
+            yield jax.random.split(jax.random.key(seed, impl=KEY_IMPLEMENTATIONS[value.dtype]), value.shape)
+            continue
         dtype = jnp.dtype(value.dtype)
         if dtype == jnp.bool_:
             drawn = rng.integers(0, 2, value.shape)

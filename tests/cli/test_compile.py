@@ -121,3 +121,38 @@ def test_an_unknown_model_is_one_line_with_the_names_and_the_closest(plait) -> N
     assert "no model 'deepseek-r2': did you mean deepseek-r1?" in complaint
     assert all(name in complaint for name in ("smollm2-135m", "bloom-176b", "hf:ORG/NAME"))
     assert "no model 'nowhere': it is no path; the models" in plait("compile", "nowhere").complaint()
+
+
+MESH = ("--phase", "prefill", "--batch", "2", "--sequence", "64", "--mesh", "2x2", "--target", "sn40l-16")
+
+
+def test_a_divided_step_is_reported_by_component_with_its_memory_and_what_was_tried(plait, llama: Path) -> None:
+    pins = ("--pin", "layers.*.mlp.down.weight=-,x*y")
+    outcome = plait("compile", llama, *MESH, *pins, "--budget", "1GiB")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = {line.split("  ")[0].strip() or line.strip().split("  ")[0]: line for line in outcome.out.splitlines()}
+    assert "[-, x*y]" in lines["layers.*.mlp.down.weight"]
+    assert "1 all_gather" in lines["layers.*/mlp"]
+    assert "the fullest device holds, of 1.0 GiB" in outcome.out
+    assert "optimal" in lines["1 x (x=2 x y=2)"]
+
+
+def test_a_step_of_one_device_has_no_tables(plait, llama: Path) -> None:
+    assert "tried" not in plait("compile", llama, "--sequence", "64").out
+
+
+@pytest.mark.parametrize("options", [(), ("--budget", "64MiB"), ("--pin", "layers.*.mlp.up.weight=whole")], ids=str)
+def test_the_exported_problem_has_the_plan_s_cost(plait, llama: Path, tmp_path: Path, options) -> None:
+    file = tmp_path / "problem.json.gz"
+    data = plait("compile", llama, *MESH, *options, "--export-problem", file, "--json").data
+    solved = plait("solve", "sharding", file, "--time-limit", "5", "--json").data
+    assert solved["status"] == data["partition"]["status"] == "optimal"
+    assert solved["verified"]
+    assert solved["cost"] == pytest.approx(data["partition"]["cost"], rel=1e-9)
+
+
+def test_no_program_of_one_device_is_made_for_a_plan_over_several(plait, llama: Path, tmp_path: Path) -> None:
+    data = plait("compile", llama, "--sequence", "64", "--mesh", "2", "-o", tmp_path / "plan", "--json").data
+    assert {Path(file).name for file in data["files"]} == {"plan.json", "graph.json", "graph.txt"}
+    complaint = plait("compile", llama, "--target", "sn40l-16", "--stop-after", "lower").complaint()
+    assert "target 'sn40l-16' is for plans only" in complaint

@@ -14,7 +14,22 @@ from plait.errors import ConfigurationError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COMMAND = [str(Path(sys.executable).with_name("plait"))]
-COMMANDS = ("pull", "models", "targets", "compile", "convert", "bundle", "check", "run", "chat", "serve", "calibrate")
+COMMANDS = (
+    "pull",
+    "models",
+    "targets",
+    "compile",
+    "verify",
+    "explain",
+    "diff",
+    "convert",
+    "bundle",
+    "check",
+    "run",
+    "chat",
+    "serve",
+    "calibrate",
+)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS], ids=lambda command: command or "plait")

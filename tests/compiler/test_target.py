@@ -34,7 +34,9 @@ def test_a_malformed_target_file_is_refused(tmp_path: Path, content: bytes, mess
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(TargetError, match="unknown target 'tpu'; known: cpu, cpu-tiered, sn40l-16, or the path"):
+    with pytest.raises(
+        TargetError, match="unknown target 'tpu'; known: cpu, cpu-tiered, sn40l, sn40l-16, sn40l-8, or the path"
+    ):
         load_target("tpu")
 
 

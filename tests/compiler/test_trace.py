@@ -226,10 +226,10 @@ def test_traffic_follows_the_stated_convention(function, expected):
     assert trace(function, abstract(4, 4)).graph.bytes_accessed == expected
 
 
-def test_a_random_key_is_the_words_it_is_made_of():
+def test_a_random_key_is_one_element_that_takes_the_bytes_of_its_words():
     graph = trace(lambda key: jax.random.normal(key, (3,)), jax.eval_shape(lambda: jax.random.key(0))).graph
     assert graph.values[graph.inputs[0]].bytes == 8
-    assert graph.values[graph.inputs[0]].dtype == "uint32"
+    assert (graph.values[graph.inputs[0]].shape, graph.values[graph.inputs[0]].dtype) == ((), "key<fry>")
 
 
 def test_a_returned_literal_and_a_returned_argument_are_values():

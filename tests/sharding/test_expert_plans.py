@@ -167,14 +167,14 @@ def test_weights_gradients_and_state_are_divided_where_memory_is_short() -> None
     graph = trace_training(_TRAINED, Configuration("train", 512, 16, 16), "float32", training)
     free = planned(graph)
     assert free.stages[0].footprint.parameters == graph.graph.parameter_bytes  # data parallel
-    with pytest.raises(DoesNotFitError, match="needs .* of hbm") as least:
+    with pytest.raises(DoesNotFitError, match=r"needs .* of hbm") as least:
         planned(graph, budget_bytes=1)
-    short = planned(graph, budget_bytes=int(1.05 * least.value.demand_bytes))
-    assert short.device_bytes <= 1.05 * least.value.demand_bytes < free.device_bytes
+    short = planned(graph, budget_bytes=int(1.15 * least.value.demand_bytes))
+    assert short.device_bytes <= 1.15 * least.value.demand_bytes < free.device_bytes
     assert free.cost <= short.cost < 1.5 * free.cost
     held = short.stages[0].footprint
     num_state_bytes = sum(value.bytes for value in graph.graph.values if value.kind == "state")
-    assert held.parameters < 0.3 * graph.graph.parameter_bytes
+    assert held.parameters < 0.5 * graph.graph.parameter_bytes
     assert held.state < 0.3 * num_state_bytes
     found = collectives(graph, short)
     assert found["all_gather"] >= len(MEGATRON) * _TRAINED.num_layers  # of weights, before they are used

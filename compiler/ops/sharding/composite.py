@@ -19,7 +19,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from jaxtyping import Array
 
 from ...mesh import Mesh, Reduction
-from ..arrays import AnyJaxpr, Atom, called_jaxpr, closed_over, open_jaxpr, shape_of
+from ..arrays import AnyJaxpr, Atom, called_jaxpr, closed_over, is_key, open_jaxpr, shape_of
 from ..loops import scan_layout
 from .atoms import Atoms
 from .division import Division
@@ -62,7 +62,6 @@ class Composite:
     """The rule of an equation with a body, and what is needed to evaluate it."""
 
     rule: Rule
-    equation: JaxprEqn  # kept, so that its identity stays its own
     _atoms: Atoms
     _bodies: tuple[_Body, ...]
     _leaves: tuple[int, ...]  # of each factor
@@ -104,7 +103,7 @@ class _Look:
     outer: list[bool] = field(default_factory=list)  # of each body, whether partial results may leave it
 
     def fresh(self, atom: Atom, *, blocked: bool = False) -> _Stretches:
-        return [self.atoms.new(size, blocked=blocked) for size in shape_of(atom)]
+        return [self.atoms.new(size, blocked=blocked or is_key(atom)) for size in shape_of(atom)]
 
     def unite(self, one: _Stretches, other: _Stretches) -> None:
         for left, right in zip(one, other, strict=True):
@@ -231,7 +230,7 @@ def _composite(
         results=tuple(Access(dims(stretches), sums(each)) for stretches, each in zip(results, partial, strict=True)),
         blocked=frozenset(number for leaf, number in numbers.items() if atoms.is_blocked(leaf)),
     )
-    return Composite(rule, equation, atoms, tuple(look.bodies), tuple(numbers))
+    return Composite(rule, atoms, tuple(look.bodies), tuple(numbers))
 
 
 def _look_call(look: _Look, equation: JaxprEqn, operands: list[_Stretches]) -> list[_Stretches]:

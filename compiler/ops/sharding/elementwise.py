@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
+from jaxtyping import Array
 
 from ..arrays import dtype_of, is_inexact, shape_of
+from .division import Division
 from .registry import Factors, PrimitiveRule, is_zero, variables
 from .rule import Rule
 
@@ -20,7 +22,11 @@ def _elementwise(linear: _Sets) -> PrimitiveRule:
     def derive(equation: JaxprEqn) -> Rule:
         factors = Factors()
         dims = factors.dims(shape_of(equation.outvars[0]))
-        operands = [dims if shape_of(atom) else () for atom in equation.invars]  # a scalar goes with any shape
+        # A scalar goes with any shape, a dim of size 1 with any size.
+        operands = [
+            tuple(dim if size != 1 else () for dim, size in zip(dims, shape_of(atom), strict=False))
+            for atom in equation.invars
+        ]
         return factors.rule(operands, [dims] * len(equation.outvars), linear=linear(equation))
 
     return PrimitiveRule(derive)
@@ -61,6 +67,11 @@ def _select(equation: JaxprEqn) -> Iterable[Iterable[int]]:
     return (cases,) if set(cases) <= set(variables(equation)) else ()
 
 
+def _as_it_is(equation: JaxprEqn, operands: Sequence[Array], division: Division) -> Sequence[Array]:
+    del equation, division
+    return operands
+
+
 _PLAIN = (
     *("abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh"),
     *("bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "complex", "conj", "cos"),
@@ -81,7 +92,7 @@ _PLAIN = (
     ),
     *("sin", "sinh", "sqrt", "square", "tan", "tanh", "threefry2x32", "xor", "zeta", "log2", "one_minus_square"),
 )
-_COPIES = ("copy", "copy_p", "neg", "real", "imag", "stop_gradient", "name", "sharding_constraint")
+_COPIES = ("copy", "copy_p", "neg", "real", "imag", "stop_gradient", "name")
 
 ELEMENTWISE: dict[str, PrimitiveRule] = {
     **dict.fromkeys(_PLAIN, _elementwise(_none)),
@@ -91,4 +102,5 @@ ELEMENTWISE: dict[str, PrimitiveRule] = {
     "div": _elementwise(_first),
     "convert_element_type": _elementwise(_conversion),
     "select_n": _elementwise(_select),
+    "sharding_constraint": PrimitiveRule(_elementwise(_first).derive, _as_it_is),  # the plan decides
 }

@@ -49,8 +49,9 @@ def _convolution(equation: JaxprEqn) -> Rule:
         held = dict(zip(spec, known, strict=False))
         return tuple(held[d] if d in held else factors.new(size, blocked=True) for d, size in enumerate(shape))
 
-    whole = [factors.new(image[numbers.lhs_spec[i]], blocked=True) for i in range(2)] if has_groups else [rows, depth]
-    operands = [dims(image, numbers.lhs_spec, whole), dims(kernel, numbers.rhs_spec, [columns, depth])]
+    rows_in = factors.new(image[numbers.lhs_spec[0]], blocked=True) if params["batch_group_count"] > 1 else rows
+    depth_in = factors.new(image[numbers.lhs_spec[1]], blocked=True) if has_groups else depth
+    operands = [dims(image, numbers.lhs_spec, [rows_in, depth_in]), dims(kernel, numbers.rhs_spec, [columns, depth])]
     result = dims(out, numbers.out_spec, [rows, columns])
     summed: list[tuple[int, Reduction]] = [] if has_groups else [(factor, "sum") for factor in depth]
     return factors.rule(operands, [result], partial=summed, linear=_each_alone(equation))
