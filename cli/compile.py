@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from ..errors import ConfigurationError
+from .garbage import uncollected
 from .options import Json
 from .output import (
     format_bytes,
@@ -160,12 +160,11 @@ def compile_(
     from ..compiler.target import load_target
     from ..models.config import DecoderConfig
 
-    gc.disable()  # a step of a large model is millions of small objects, and all live until the process ends
     machine = load_target(target)
     layout = parse_mesh(mesh) if mesh else None
     makes_program = output is not None and layout is None and (devices or machine.num_devices) == 1
     last: Stage = stop_after or ("lower" if makes_program else "partition")
-    with spinner("reading the model") as show:
+    with uncollected(), spinner("reading the model") as show:
         subject = read_subject(
             source,
             base=Path(),

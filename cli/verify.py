@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigurationError
+from .garbage import uncollected
 from .options import Json, PlanPath
 from .output import format_seconds, note, print_facts, print_json, spinner
 
@@ -42,8 +42,7 @@ def verify(
     plait verify plan
     plait verify plan --json
     """
-    gc.disable()  # graphs of large models are many objects, and all live until the process ends
-    with spinner("reading the plan") as progress:
+    with uncollected(), spinner("reading the plan") as progress:
         from ..compiler.executable import provide_devices
         from ..compiler.plan_file import open_plan
         from ..compiler.verify.twin import verify_plan
