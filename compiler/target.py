@@ -17,7 +17,18 @@ import pydantic
 from ..errors import TargetError
 from . import targets
 
-__all__ = ["CollectiveRate", "Compute", "Link", "Network", "Target", "Tier", "load_target", "target_names"]
+__all__ = [
+    "Chip",
+    "CollectiveRate",
+    "Compute",
+    "Link",
+    "Network",
+    "Power",
+    "Target",
+    "Tier",
+    "load_target",
+    "target_names",
+]
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -29,8 +40,20 @@ class Tier:
     __pydantic_config__ = _STRICT
 
     capacity_bytes: int
-    bandwidth_bytes_per_s: float  # as compute reads it
+    bandwidth_bytes_per_s: float  # as compute reads it, at its peak
     memory_kind: str | None = None  # JAX's name for it; None where JAX does not run
+    efficiency: float = 1.0  # share of the bandwidth that a kernel sustains
+    reserved_bytes: int = 0  # of the capacity, not for models: programs, the runtime's own buffers
+
+    @property
+    def sustained_bytes_per_s(self) -> float:
+        """What a kernel gets of the bandwidth."""
+        return self.bandwidth_bytes_per_s * self.efficiency
+
+    @property
+    def usable_bytes(self) -> int:
+        """What models may have of the capacity."""
+        return self.capacity_bytes - self.reserved_bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,55 @@ class Compute:
     __pydantic_config__ = _STRICT
 
     flops_per_s: dict[str, float]  # peak by dtype
-    launch_seconds: float = 0.0  # fixed cost of one step
+    launch_seconds: float = 0.0  # fixed cost of one launch of a kernel; of one step where a step is one program
+    software_launch_seconds: float | None = None  # of a launch that the host orchestrates; None: there is one way
+    sequence_seconds: float = 0.0  # of every step, for each sequence of the batch beyond the first
+    efficiency: float = 1.0  # share of the peak that matrix products sustain
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A dataflow chip: compute and memory units on a grid, on which a section's operations run side by side.
+
+    Units stand as on a checkerboard: tile (row, column) is a compute unit (PCU) where row + column is even, else a
+    memory unit (PMU).
+    """
+
+    __pydantic_config__ = _STRICT
+
+    rows: int  # of tiles
+    columns: int  # of tiles
+    pmu_bytes: int  # of SRAM in one memory unit
+    clock_hz: float
+    pmu_bytes_per_cycle: float  # that one memory unit reads, and writes at the same time
+    link_bytes_per_cycle: float  # of one link between two tiles, in each direction
+    vector_share: float = 0.125  # of a compute unit's peak in products: what it reaches in everything else
+    tile_rows: int = 64  # rows of an activation that stream through a section at a time
+
+    @property
+    def num_pcus(self) -> int:
+        """Compute units."""
+        return (self.rows * self.columns + 1) // 2
+
+    @property
+    def num_pmus(self) -> int:
+        """Memory units."""
+        return self.rows * self.columns // 2
+
+    @property
+    def sram_bytes(self) -> int:
+        """SRAM of all memory units."""
+        return self.num_pmus * self.pmu_bytes
+
+
+@dataclass(frozen=True)
+class Power:
+    """What one device draws, with its share of the machine around it."""
+
+    __pydantic_config__ = _STRICT
+
+    idle_watts: float  # doing nothing
+    peak_watts: float  # with compute or memory at its limit
 
 
 @dataclass(frozen=True)
@@ -100,6 +171,9 @@ class Target:
     links: dict[str, Link]  # "ddr->hbm", "disk->ddr", "disk->hbm"
     source: str  # where the numbers are from
     network: Network = Network(latency_seconds=1e-5, bandwidth_bytes_per_s=1e10)  # between devices
+    chip: Chip | None = None  # of a dataflow device; None where a kernel has the whole device
+    power: Power | None = None
+    sources: dict[str, str] = field(default_factory=dict[str, str])  # by dotted key or its beginning: of one number
 
     def link(self, source: str, destination: str) -> Link:
         """Returns the link between two tiers.

@@ -21,7 +21,7 @@ def test_a_target_is_shown_as_a_file_that_can_be_loaded(plait, tmp_path, name: s
 
 
 def test_an_unknown_target_is_one_line(plait) -> None:
-    assert "unknown target 'tpu'; known: cpu, cpu-tiered" in plait("targets", "tpu").complaint()
+    assert "unknown target 'tpu'; known: a100-8, cpu, cpu-tiered" in plait("targets", "tpu").complaint()
 
 
 def test_a_malformed_target_is_one_line(plait, tmp_path) -> None:
