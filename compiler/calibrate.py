@@ -1,7 +1,8 @@
 """Calibration: what this machine computes and copies in a second, as a target.
 
 Comes in: a target to start from, whose tiers and links say what to measure. Goes out: the same target with measured
-rates; capacities and memory kinds are kept. Each rate is the median of several runs, the first of which doesn't count.
+rates; capacities, memory kinds and all else are kept, each number with its source. A measured rate is what a program
+gets, so its efficiency is 1. Each rate is the median of several runs, the first of which doesn't count.
 The disk links are measured on a file in the page cache, as a bundle's weights are after they were verified: a file
 that has to come from the disk itself is slower.
 """
@@ -23,7 +24,8 @@ import numpy as np
 
 from ..errors import TargetError
 from .executable import device_sharding
-from .target import Compute, Link, Target, Tier
+from .target import Link, Target, Tier
+from .target_sources import with_sources
 
 __all__ = ["NUM_MEASUREMENTS", "CalibrationSizes", "calibrate"]
 
@@ -60,7 +62,7 @@ def calibrate(
         progress: Told how many of `NUM_MEASUREMENTS` are done.
 
     Returns:
-        A target named after `base` with measured rates and latencies.
+        A target named after `base` with measured rates and latencies; `sources` says which numbers were measured.
 
     Raises:
         TargetError: if this machine lacks a memory that `base` names, or `base` is none that runs here.
@@ -77,17 +79,36 @@ def calibrate(
     report(3)
     links = {name: _measured_link(name, link, base, pace, chosen) for name, link in base.links.items()}
     report(4)
-    return dataclasses.replace(
+    when = (
+        f"measured by `plait calibrate` on {date.today().isoformat()} with jax {jax.__version__} "
+        f"on {os.cpu_count()} CPUs"
+    )
+    measured = dataclasses.replace(
         base,
         name=f"{base.name.removesuffix('-calibrated')}-calibrated",
-        compute=Compute(flops_per_s, launch_seconds),
+        compute=dataclasses.replace(
+            base.compute, flops_per_s=flops_per_s, launch_seconds=launch_seconds, efficiency=1.0
+        ),
         tiers=tiers,
         links=links,
-        source=(
-            f"measured by `plait calibrate` on {date.today().isoformat()} with jax {jax.__version__} "
-            f"on {os.cpu_count()} CPUs; disk links on a file in the page cache"
-        ),
+        source=f"{when}; disk links on a file in the page cache",
     )
+    return with_sources(measured, base, _sources(measured, when))
+
+
+def _sources(measured: Target, when: str) -> dict[str, str]:
+    """Returns where the numbers are from that calibration sets, by their keys."""
+    sources = {f"compute.flops_per_s.{dtype}": f"{when}: a product" for dtype in measured.compute.flops_per_s}
+    sources["compute.launch_seconds"] = f"{when}: a step that computes next to nothing"
+    sources["compute.efficiency"] = "measured: 1, the rates are what a product gets"
+    for name in measured.tiers:
+        sources[f"tiers.{name}.bandwidth_bytes_per_s"] = f"{when}: a product with one row"
+        sources[f"tiers.{name}.efficiency"] = "measured: 1, the bandwidth is what a product gets"
+    for name in measured.links:
+        where = ", a file in the page cache" if name.startswith("disk->") else ""
+        sources[f"links.{name}.bandwidth_bytes_per_s"] = f"{when}: copies of many tensors{where}"
+        sources[f"links.{name}.latency_seconds"] = f"{when}: a copy of one element{where}"
+    return sources
 
 
 def _check_runs_here(base: Target) -> None:
@@ -96,7 +117,7 @@ def _check_runs_here(base: Target) -> None:
         if tier.memory_kind not in there:
             raise TargetError(
                 f"target {base.name!r} cannot be measured here: its {name} is memory kind {tier.memory_kind!r}, this "
-                f"machine has {', '.join(sorted(there))}; start from cpu or cpu-tiered"
+                f"machine has {', '.join(sorted(there))}; start from cpu, cpu-tiered or gpu"
             )
     if unknown := sorted(set(base.compute.flops_per_s) - set(_DTYPES)):
         raise TargetError(
@@ -139,7 +160,7 @@ def _measured_tier(tier: Tier, sizes: CalibrationSizes) -> Tier:
     row = jax.device_put(np.ones((1024,), np.float32), sharding)
     product = jax.jit(lambda w, x: w @ x, out_shardings=device_sharding(jax.devices()[0].default_memory().kind))
     seconds = _median_seconds(lambda: product(weights, row), sizes.num_runs)
-    return dataclasses.replace(tier, bandwidth_bytes_per_s=weights.nbytes / seconds)
+    return dataclasses.replace(tier, bandwidth_bytes_per_s=weights.nbytes / seconds, efficiency=1.0)
 
 
 def _measured_link(name: str, link: Link, base: Target, pace: bool | None, sizes: CalibrationSizes) -> Link:

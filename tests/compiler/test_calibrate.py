@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from plait.compiler.calibrate import NUM_MEASUREMENTS, CalibrationSizes, calibrate
-from plait.compiler.target import Compute, Tier, load_target, target_names
+from plait.compiler.target import Compute, Power, Tier, load_target, target_names
+from plait.compiler.target_sources import source_of, target_numbers, unused_sources
 from plait.errors import TargetError
 
 QUICK = CalibrationSizes(
@@ -35,6 +36,39 @@ def test_rates_are_measured_and_the_rest_is_kept(name: str) -> None:
     assert 0 < measured.compute.launch_seconds < 0.1
     assert set(measured.compute.flops_per_s) == set(base.compute.flops_per_s)
     assert all(0 < link.latency_seconds < 0.1 for link in measured.links.values())
+
+
+@pytest.mark.parametrize("name", [name for name in target_names() if name.startswith("cpu")])
+def test_sources_say_what_was_measured_and_what_was_not(name: str) -> None:
+    base = load_target(name)
+    measured = calibrate(calibrate(base, sizes=QUICK), sizes=QUICK)  # from a calibrated one it is the same
+    for number in target_numbers(measured):
+        key = number.key
+        is_measured = key.startswith(("compute.flops_per_s.", "links.")) or key.endswith("efficiency")
+        is_measured = is_measured or (key.startswith("tiers.") and key.endswith("_bytes_per_s"))
+        if is_measured or key == "compute.launch_seconds":
+            assert number.source.startswith("measured"), key
+        else:
+            assert number.source == source_of(base, key)
+    assert unused_sources(measured) == ()
+
+
+def test_what_is_measured_has_no_efficiency_and_the_rest_stays() -> None:
+    base = load_target("cpu")
+    compute = replace(base.compute, software_launch_seconds=1.0, sequence_seconds=2.0, efficiency=0.5)
+    tiers = {"hbm": replace(base.tiers["hbm"], efficiency=0.5, reserved_bytes=7)}
+    measured = calibrate(replace(base, compute=compute, tiers=tiers, power=Power(1.0, 2.0)), sizes=QUICK)
+    assert (measured.compute.software_launch_seconds, measured.compute.sequence_seconds) == (1.0, 2.0)
+    assert (measured.compute.efficiency, measured.tiers["hbm"].efficiency) == (1.0, 1.0)
+    assert measured.tiers["hbm"].reserved_bytes == 7
+    assert measured.power == Power(1.0, 2.0)
+
+
+def test_of_a_target_without_sources_what_is_kept_has_the_source_of_its_file() -> None:
+    base = replace(load_target("cpu"), sources={}, source="a guess")
+    measured = calibrate(base, sizes=QUICK)
+    assert source_of(measured, "tiers.hbm.capacity_bytes") == "a guess"
+    assert source_of(measured, "network.overlap") == "a guess"
 
 
 @pytest.mark.parametrize("pace", [True, False], ids=["paced", "unpaced"])
