@@ -77,6 +77,7 @@ class Compute:
     launch_seconds: float = 0.0  # fixed cost of one launch of a kernel; of one step where a step is one program
     software_launch_seconds: float | None = None  # of a launch that the host orchestrates; None: there is one way
     sequence_seconds: float = 0.0  # of every step, for each sequence of the batch beyond the first
+    request_seconds: float = 0.0  # of the host, once for each batch of requests, before the first step
     efficiency: float = 1.0  # share of the peak that matrix products sustain
 
 
