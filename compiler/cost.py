@@ -15,7 +15,7 @@ from .graph import Graph
 from .memory import MemoryPlan
 from .target import Target
 
-__all__ = ["StepCost", "operation_seconds", "step_cost"]
+__all__ = ["StepCost", "operation_seconds", "peak_flops_per_s", "step_cost"]
 
 _SHORT_NAMES = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -51,7 +51,7 @@ def step_cost(graph: Graph, memory: MemoryPlan, dtype: str, target: Target) -> S
     """
     moved = sum(graph.input_bytes_read) + memory.constant_bytes + memory.output_bytes + memory.rewritten_bytes
     return StepCost(
-        compute_seconds=graph.flops / _peak(target, dtype),
+        compute_seconds=graph.flops / peak_flops_per_s(target, dtype),
         memory_seconds=moved / target.tiers["hbm"].bandwidth_bytes_per_s,
         launch_seconds=target.compute.launch_seconds,
     )
@@ -66,9 +66,10 @@ def operation_seconds(flops: float, moved_bytes: float, dtype: str, target: Targ
         dtype: That products are computed in, which decides the peak.
         target: The machine.
     """
-    return max(flops / _peak(target, dtype), moved_bytes / target.tiers["hbm"].bandwidth_bytes_per_s)
+    return max(flops / peak_flops_per_s(target, dtype), moved_bytes / target.tiers["hbm"].bandwidth_bytes_per_s)
 
 
-def _peak(target: Target, dtype: str) -> float:
+def peak_flops_per_s(target: Target, dtype: str) -> float:
+    """Returns the peak of one device in a type; of one that the target does not name the lowest."""
     peaks = target.compute.flops_per_s
     return peaks.get(_SHORT_NAMES.get(dtype, dtype), min(peaks.values()))

@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -55,7 +54,6 @@ __all__ = [
 Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "lower"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-PLAIT_VERSION = metadata.version("plait")
 PLAN_FORMAT = 1  # of plan.json, as `plan_file` reads it
 
 _SHORT_LISTS = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")  # lists without lists in them; texts have no line ends

@@ -204,7 +204,7 @@ def division_seconds(
     Work is divided over all axes of its operands' factors. Bytes are those of weights, caches and optimizer state, at
     most what the operation looks at of them: other operands are taken to stay on chip.
     """
-    num_parts = mesh.num_shards(_working_axes(group, division))
+    num_parts = mesh.num_shards(working_axes(group, division))
     stored = stored_bytes(group, None, mesh)
     share = stored_bytes(group, division, mesh) / stored if stored else 0.0
     operation = group.representative
@@ -214,7 +214,7 @@ def division_seconds(
     return seconds + sum(collective_seconds(c.kind, c.bytes, mesh.num_shards(c.axes), target.network) for c in inside)
 
 
-def _working_axes(group: OperationGroup, division: OperationSharding) -> tuple[str, ...]:
+def working_axes(group: OperationGroup, division: OperationSharding) -> tuple[str, ...]:
     """Returns the axes over which the work is divided: of factors that an operand has, or any if there is none."""
     read = {factor for access in group.rule.operands for dim in access.dims for factor in dim}
     factors = read or range(len(division.axes))
