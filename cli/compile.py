@@ -10,7 +10,7 @@ import typer
 
 from ..errors import ConfigurationError
 from .garbage import uncollected
-from .options import Json
+from .options import Json, WeightsForm
 from .output import (
     format_bytes,
     format_count,
@@ -58,10 +58,6 @@ _Dtype: TypeAlias = Annotated[
     typer.Option(
         help="Of products, KV cache and dense weights; bf16 by default if the model was published in 16 bits."
     ),
-]
-_Weights: TypeAlias = Annotated[
-    Literal["stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0"],
-    typer.Option(help="Form of the layers' weights; by default as the model stores them."),
 ]
 _Optimizer: TypeAlias = Annotated[
     Literal["adamw", "sgd", "adafactor", "lion"] | None, typer.Option(help="Of phase train; adamw by default.")
@@ -121,7 +117,7 @@ def compile_(
     sequence: _Sequence = None,
     new_tokens: _NewTokens = None,
     dtype: _Dtype = None,
-    weights: _Weights = "stored",
+    weights: WeightsForm = "stored",
     optimizer: _Optimizer = None,
     remat: _Remat = False,
     target: _Target = "cpu",

@@ -33,6 +33,7 @@ from .models import models
 from .pull import pull
 from .run import run as run_model
 from .serve import serve
+from .simulate import simulate
 from .solve import solve
 from .targets import targets
 from .verify import verify
@@ -96,6 +97,7 @@ def build_app(settings: _Settings | None = None) -> typer.Typer:
 
     for name, command in _COMMANDS.items():
         app.command(name)(command)
+    app.add_typer(simulate, name="simulate")
     app.add_typer(solve, name="solve")
     return app
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -22,6 +22,7 @@ __all__ = [
     "System",
     "Temperature",
     "TopP",
+    "WeightsForm",
     "check_text",
     "sampling_params",
 ]
@@ -46,6 +47,10 @@ TopP: TypeAlias = Annotated[
     typer.Option("--top-p", min=0, max=1, metavar="P", help="Draw from the likeliest tokens that make up this share."),
 ]
 Seed: TypeAlias = Annotated[int | None, typer.Option(min=0, metavar="S", help="Makes the draws repeatable.")]
+WeightsForm: TypeAlias = Annotated[
+    Literal["stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0"],
+    typer.Option(help="Form of the layers' weights; by default as the model stores them."),
+]
 System: TypeAlias = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
 
 

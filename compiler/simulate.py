@@ -3,57 +3,30 @@
 Comes in: a model, a target and a request's lengths. A decode step is planned first, at the longest context; its layouts
 of weights and caches are kept by the prefill, as they would be in a server. Both are fused into sections. Of decode two
 contexts are looked at, the first and the last; a step's time is linear between them, as only caches grow.
-
-Energy: each device draws its idle power at all times, and the rest of its peak power for the share of a step in which
-compute or memory, whichever is busier, is at its limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..errors import ConfigurationError
 from ..models.config import DecoderConfig, ModelConfig
 from .configuration import Configuration
-from .cost import peak_flops_per_s
-from .fuse import Mode, Section, Sections, fuse
-from .fuse.sections import BOUNDS, Bound, Orchestration
+from .fuse import Mode, fuse
+from .fuse.sections import Orchestration
 from .graph import Value
 from .mesh import Layout, Mesh
-from .partition.network import collective_seconds
 from .partition.result import Partition
 from .partition.search import partition
 from .partition.skeleton import skeleton
-from .partition.stages import handed_over_bytes
+from .schedule import Schedule, schedule
 from .target import Target
 from .trace import Traced, trace_model
 
-__all__ = ["PhaseTime", "RequestTime", "StepTime", "simulate_request", "step_time"]
+__all__ = ["PhaseTime", "RequestTime", "simulate_request"]
 
 _CONTEXT_MULTIPLE = 256  # contexts are planned in whole multiples: caches divide over devices
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """One step of a configuration on a target."""
-
-    configuration: str
-    mesh: str
-    num_stages: int
-    seconds: float  # of the whole batch
-    joules: float | None  # of all devices; None if the target says nothing of power
-    num_launches: int
-    hbm_bytes: float  # read and written by one device
-    flops: float  # of one device
-    bound_seconds: Mapping[Bound, float]  # of the step, by what bounds the section
-    sequences_seconds: float  # that every sequence of the batch beyond the first adds
-    handover_seconds: float  # between pipeline stages
-
-    @property
-    def bound(self) -> Bound:
-        """What most of the time is bound by."""
-        return max(BOUNDS, key=lambda bound: self.bound_seconds[bound])
 
 
 @dataclass(frozen=True)
@@ -62,8 +35,13 @@ class PhaseTime:
 
     seconds: float
     joules: float | None
-    first: StepTime
-    last: StepTime
+    first: Schedule  # its first step
+    last: Schedule  # its last step
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns it as JSON has it."""
+        steps = {"first_step": self.first.to_dict(), "last_step": self.last.to_dict()}
+        return {"seconds": self.seconds, "joules": self.joules, **steps}
 
 
 @dataclass(frozen=True)
@@ -113,7 +91,11 @@ class RequestTime:
     def to_dict(self) -> dict[str, object]:
         """Returns it as JSON has it."""
         return {
-            **asdict(self),
+            "model": self.model,
+            "target": self.target,
+            "batch": self.batch,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
             "latency_seconds": self.latency_seconds,
             "ttft_seconds": self.ttft_seconds,
             "tpot_seconds": self.decode.seconds / (self.output_tokens - 1) if self.output_tokens > 1 else 0.0,
@@ -121,62 +103,9 @@ class RequestTime:
             "output_tokens_per_s_per_user": self.output_tokens_per_s_per_user,
             "joules": self.joules,
             "tokens_per_joule": self.tokens_per_joule,
+            "prefill": self.prefill.to_dict(),
+            "decode": self.decode.to_dict(),
         }
-
-
-def step_time(
-    traced: Traced,
-    plan: Partition,
-    sections: Sections,
-    target: Target,
-    dtype: str,
-    *,
-    configuration: Configuration,
-) -> StepTime:
-    """Returns what one step takes.
-
-    Args:
-        traced: The step.
-        plan: How it is divided.
-        sections: Its kernels.
-        target: The machine.
-        dtype: That it is computed in.
-        configuration: Its shapes.
-    """
-    cuts = [stage.begin for stage in plan.stages[1:]]
-    handed = handed_over_bytes(traced.graph, plan.sharding, cuts) if cuts else []
-    handover = sum(collective_seconds("permute", size, 2, target.network) for size in handed)
-    sequences = target.compute.sequence_seconds * (configuration.batch - 1)
-    seconds = sections.seconds + handover + sequences
-    return StepTime(
-        configuration=configuration.id,
-        mesh=str(plan.mesh),
-        num_stages=len(plan.stages),
-        seconds=seconds,
-        joules=_joules(sections, target, dtype, plan, seconds),
-        num_launches=sections.num_kernels,
-        hbm_bytes=sections.total("read_bytes") + sections.total("written_bytes"),
-        flops=sections.total("flops"),
-        bound_seconds=sections.bound_seconds(),
-        sequences_seconds=sequences,
-        handover_seconds=handover,
-    )
-
-
-def _joules(sections: Sections, target: Target, dtype: str, plan: Partition, seconds: float) -> float | None:
-    power = target.power
-    if power is None:
-        return None
-    peak, bandwidth = peak_flops_per_s(target, dtype), target.tiers["hbm"].sustained_bytes_per_s
-
-    def busy(section: Section) -> float:
-        compute = section.flops / peak
-        memory = (section.read_bytes + section.written_bytes) / bandwidth
-        return min(max(compute, memory), section.seconds)
-
-    at_limit = sum(busy(sections.sections[launch.section]) for launch in sections.launches) / len(plan.stages)
-    one = power.idle_watts * seconds + (power.peak_watts - power.idle_watts) * at_limit
-    return plan.num_devices * one
 
 
 @dataclass(frozen=True)
@@ -213,12 +142,12 @@ class _Planner:
         )
         return traced, plan
 
-    def time(self, configuration: Configuration, traced: Traced, plan: Partition) -> StepTime:
+    def time(self, configuration: Configuration, traced: Traced, plan: Partition) -> Schedule:
         """Returns what a planned step takes."""
         self.progress(f"fusing {configuration.id}")
         bones = skeleton(traced)
         sections = fuse(bones, plan.sharding, self.target, self.dtype, mode=self.mode, orchestration=self.orchestration)
-        return step_time(traced, plan, sections, self.target, self.dtype, configuration=configuration)
+        return schedule(traced, plan, sections, self.target, self.dtype, configuration=configuration)
 
 
 def simulate_request(
@@ -302,8 +231,8 @@ def simulate_request(
 class _Steps:
     """Decode steps between two contexts, linear in the context."""
 
-    begin: StepTime
-    end: StepTime
+    begin: Schedule
+    end: Schedule
     first: int
     last: int
 

@@ -8,6 +8,9 @@ phase; phases of one iteration (a sequence) follow each other, iterations overla
 
 In SRAM are two tiles of every activation that a stage hands on, whole where it is waited for, and weights: where many
 tiles pass, all of them stay; where they find no room, rows are taken in blocks, and weights are read again for each.
+
+What another section reads is written to HBM, unless making it again there takes less than writing and reading it, as
+of the scores that attention hands to its gradient.
 """
 
 from __future__ import annotations
@@ -69,18 +72,28 @@ class Fuser:
         self.launch_seconds = (target.compute.software_launch_seconds or launch) if is_by_host else launch
         self.flops_per_s = peak_flops_per_s(target, dtype)
         self.last_reads: dict[int, int] = {}
+        self.remade: dict[int, int] = {}  # buffers that are cheaper to make again than to keep: by which operation
         for place, work in enumerate(works):
             for touch in work.reads:
                 self.last_reads[touch.buffer] = place
+            for touch in work.writes:
+                if touch.buffer not in outputs and self._is_cheap(work, touch.bytes):
+                    self.remade[touch.buffer] = place
+                else:
+                    self.remade.pop(touch.buffer, None)
 
     def section(self, begin: int, end: int, number: int = 0) -> Section | None:
         """Returns the section of the operations [begin, end), or None if the chip has not the units for it."""
-        works = [work for work in self.works[begin:end] if not work.is_view]
+        works = [*self.again(begin, end), *(work for work in self.works[begin:end] if not work.is_view)]
         read, written = self.traffic(begin, end)
         chip = self.target.chip
         if chip is None or not works:
             return self._kernel(begin, end, number, works, read, written)
         return self._pipeline(begin, end, number, works, read, written, chip)
+
+    def alone(self, place: int) -> Section:
+        """Returns one operation as a kernel that has the whole device."""
+        return self._kernel(place, place + 1, 0, [self.works[place]], *self.traffic(place, place + 1))
 
     def unfused(self, begin: int, number: int = 0) -> Section:
         """Returns one operation as it runs if nothing is fused: one launch after the other, all through HBM."""
@@ -115,7 +128,7 @@ class Fuser:
         """Returns the bytes that one device reads from HBM and writes there, each buffer once."""
         read: dict[int, float] = {}
         made: dict[int, float] = {}
-        for work in self.works[begin:end]:
+        for work in (*self.again(begin, end), *self.works[begin:end]):
             for touch in work.reads:
                 if touch.buffer not in made:
                     read[touch.buffer] = max(read.get(touch.buffer, 0.0), touch.bytes)
@@ -182,8 +195,7 @@ class Fuser:
             )
             for stage, (pcus, pmus) in zip(stages, units, strict=True)
         )
-        weights = sum(stage.weights for stage in stages)
-        again = (num_passes - 1) * weights
+        again = (num_passes - 1) * (sum(stage.weights for stage in stages) if len(stages) > 1 else read)
         return Section(
             id=number,
             begin=begin,
@@ -217,7 +229,26 @@ class Fuser:
         return tuple(Flow(source, target, size) for (source, target), size in flows.items())
 
     def _outlives(self, buffer: int, end: int) -> bool:
-        return buffer in self.outputs or self.last_reads.get(buffer, -1) >= end
+        is_kept = self.last_reads.get(buffer, -1) >= end and buffer not in self.remade
+        return buffer in self.outputs or is_kept
+
+    def again(self, begin: int, end: int) -> list[Work]:
+        """Returns the operations before [begin, end) that are run again, as what they make is not kept."""
+        wanted = {
+            self.remade[touch.buffer]
+            for work in self.works[begin:end]
+            for touch in work.reads
+            if self.remade.get(touch.buffer, begin) < begin
+        }
+        return [self.works[place] for place in sorted(wanted)]
+
+    def _is_cheap(self, work: Work, num_bytes: float) -> bool:
+        """Whether it takes less to make a result again, from what is kept, than to write and read it."""
+        if self.target.chip is None or any(touch.buffer in self.remade for touch in work.reads):
+            return False
+        inputs = sum(touch.bytes for touch in work.reads)
+        seconds = self._compute_seconds(work.flops, work.product_flops) + inputs / self._hbm()
+        return not work.network_seconds and seconds < 2 * num_bytes / self._hbm()
 
     def _stages(self, works: Sequence[Work], num_tiles: int, iterations: int, chip: Chip) -> list[_Stage]:
         phases: dict[int, int] = {}  # of the maker of each buffer, and the one after it if it is accumulated
@@ -252,12 +283,13 @@ class Fuser:
 def _fit(stages: Sequence[_Stage], num_tiles: int, chip: Chip) -> tuple[bool, int] | None:
     """Returns whether weights stay in SRAM, and how many passes over them are made; None if nothing fits."""
     streamed = sum(stage.sram_bytes(False, chip) for stage in stages)
+    if streamed > chip.sram_bytes:
+        # An operation alone may write what it adds up in parts, each of which reads everything again.
+        return (False, math.ceil(streamed / chip.sram_bytes)) if len(stages) == 1 else None
     if num_tiles == 1:
-        return (False, 1) if streamed <= chip.sram_bytes else None
+        return False, 1
     if sum(math.ceil(stage.sram_bytes(True, chip) / chip.pmu_bytes) for stage in stages) <= chip.num_pmus:
         return True, 1
-    if streamed > chip.sram_bytes:
-        return (False, num_tiles) if len(stages) == 1 else None
     # Rows in blocks: those of a block stay on the chip while all weights stream by.
     activations = sum(stage.activations for stage in stages)
     room = chip.sram_bytes - (streamed - activations)

@@ -3,7 +3,8 @@
 Sections are stretches of consecutive operations. A repeated stretch of the graph, such as a decoder layer, is cut once:
 one program then serves all repetitions, and no section reaches across them. Within it, and in what does not repeat,
 every cut is tried (dynamic programming), and the sections that take the least time together are kept. So a whole layer
-becomes one kernel where units and SRAM allow it and its traffic is worth saving, and is cut where they do not.
+becomes one kernel where units and SRAM allow it and its traffic is worth saving, and is cut where they do not. A target
+without a dataflow chip runs every operation, named ops whole, as a kernel of its own.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ def _cut(
     elif mode == "o1":
         cuts = ruled_cuts(works[begin:end], rules)
         made = [_whole(fuser, begin + first, begin + last) for first, last in cuts]
+    elif fuser.target.chip is None:  # a kernel has the whole device: each operation is one
+        made = [fuser.alone(place) for place in range(begin, end) if not works[place].is_view]
     else:
         made = _cheapest(fuser, works, begin, end)
     kept = [section for section in made if section.num_kernels or section.network_seconds]

@@ -29,6 +29,7 @@ from ..target import Target
 __all__ = ["Kernel", "Touch", "Work", "works_of"]
 
 _WRITERS = ("dynamic_update_slice", "scatter")  # a cache is written by a kernel of its own, unfused
+_MASKS = ("select_n",)  # and so is a mask applied
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Work:
     product_flops: float
     reads: tuple[Touch, ...]
     writes: tuple[Touch, ...]
-    weights_bytes: float  # of what is read: parameters, caches and state, which a section keeps for all its rows
+    weights_bytes: float  # of parameters, caches and state: what all rows read, and so has to stay
     waits_for: tuple[int, ...]  # buffers that it needs whole before it can begin
     is_accumulated: bool  # its result is there only when all rows have gone through
     rows: int  # of its first result: its leading dims
@@ -114,7 +115,6 @@ class _Works:
         writes = tuple(self.writes(operation, division))
         waits, is_accumulated = self.barriers(operation, group)
         rows, iterations = _rows(self.graph.values[operation.outputs[0]], division, self.mesh)
-        stored = {self.root(value) for value in operation.inputs if self.is_stored(value)}
         seconds, sent = self.network[operation.id]
         kernels = () if operation.is_view else self.unfused(operation, group, num_parts, reads, writes)
         return Work(
@@ -125,7 +125,7 @@ class _Works:
             product_flops=operation.product_flops / num_parts,
             reads=reads if kernels else (),
             writes=writes if kernels else (),
-            weights_bytes=sum(touch.bytes for touch in reads if touch.buffer in stored),
+            weights_bytes=self.staying(operation, group, division, reads),
             waits_for=waits,
             is_accumulated=is_accumulated,
             rows=rows,
@@ -144,7 +144,7 @@ class _Works:
     def bytes(self, value: Value, axes: tuple[str, ...]) -> float:
         """Bytes of one device's part; an intermediate has the plan's type at most."""
         size = value.bytes
-        if value.kind == "intermediate" and value.dtype.startswith(("float", "bfloat")):
+        if value.kind == "intermediate" and "float" in value.dtype:
             size = value.num_elements * min(item_bytes(value.dtype), self.item_bytes)
         return size / self.mesh.num_shards(axes)
 
@@ -159,6 +159,26 @@ class _Works:
             seen.add(self.root(operand))
             size = self.bytes(self.graph.values[operand], layout.axes)
             yield Touch(self.root(operand), size * share if self.is_stored(operand) else size)
+
+    def staying(
+        self, operation: Operation, group: OperationGroup, division: OperationSharding, reads: Sequence[Touch]
+    ) -> float:
+        """Returns the bytes of stored operands that have to stay: all but what only the rows at hand read.
+
+        A dim that the result has too, other than as its last, passes by with the rows: the sequences of a cache.
+        """
+        sizes = {touch.buffer: touch.bytes for touch in reads}
+        passing = {factor for dim in group.rule.results[0].dims[:-1] for factor in dim}
+        total = 0.0
+        flat = self.skeleton.traced.equations[operation.id]
+        for operand, access in zip(flat.operands, group.rule.operands, strict=True):
+            if not isinstance(operand, int) or not self.is_stored(operand):
+                continue
+            parts = 1.0
+            for factor in (factor for dim in access.dims for factor in dim if factor in passing):
+                parts *= group.rule.sizes[factor] / self.mesh.num_shards(division.axes[factor])
+            total += sizes.get(self.root(operand), 0.0) * (2 / parts if parts > 1 else 1.0)
+        return total
 
     def writes(self, operation: Operation, division: OperationSharding) -> Iterator[Touch]:
         updated = {output for output, _ in operation.updates}
@@ -199,7 +219,7 @@ class _Works:
     ) -> tuple[Kernel, ...]:
         """Returns the kernels of an operation; index arithmetic has none, address generators do it."""
         values = self.graph.values
-        if not operation.flops and not any("float" in values[value].dtype for value in operation.outputs):
+        if not operation.flops and not any(_is_inexact(values[value]) for value in operation.outputs):
             return ()
         index = self.skeleton.merged.group_of_operation[operation.id]
         if index not in self.kernels:
@@ -216,6 +236,10 @@ def _leading(access: Access, kept: set[int], sizes: tuple[int, ...]) -> tuple[bo
     return any(factor not in kept for factor in factors), any(factor in kept for factor in factors)
 
 
+def _is_inexact(value: Value) -> bool:
+    return value.dtype.startswith(("float", "bfloat", "complex"))
+
+
 def _rows(value: Value, division: OperationSharding, mesh: Mesh) -> tuple[int, int]:
     layout = division.results[0]
     shape = [size // mesh.num_shards(axes) for size, axes in zip(value.shape, layout.dims, strict=True)]
@@ -223,7 +247,7 @@ def _rows(value: Value, division: OperationSharding, mesh: Mesh) -> tuple[int, i
 
 
 def _inner_kernels(equation: JaxprEqn, operation: Operation, num_parts: int, plan_item_bytes: int) -> Iterator[Kernel]:
-    """Yields the kernels of a named op or of a loop's body: products, writes of caches, and what is between them."""
+    """Yields the kernels of a named op or of a loop's body: products, writes of caches, masks, and what is between."""
     body = called_jaxpr(equation)
     if operation.body:
         for graph in operation.body:
@@ -244,6 +268,9 @@ def _kernels_of(graph: Graph, num_parts: int, plan_item_bytes: int) -> Iterator[
             yield _kernel(graph, [operation], num_parts, plan_item_bytes)
         elif not operation.is_view:
             between.append(operation)
+            if operation.name in _MASKS and _is_inexact(graph.values[operation.outputs[0]]):
+                yield _kernel(graph, between, num_parts, plan_item_bytes)
+                between = []
     if any(each.flops for each in between):
         yield _kernel(graph, between, num_parts, plan_item_bytes)
 
