@@ -3,14 +3,14 @@
 The memory units of a stage are a stretch of a curve that visits all of them in bands. Searched are the curve and the
 order of the stages on it, by simulated annealing with a fixed number of steps; what is compared is an estimate of the
 wire length: units of two stages paired by rank, in rows and in columns. Compute units then go to stages so that their
-distances to the stage's nearest memory unit add up to the least.
+distances to the stage's nearest memory unit add up to the least. These distances do not influence where memory units
+are: a stage that has nearly all compute units but few memory units reaches far.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from .demand import Demand
 from .grid import Grid, Ints
 
-__all__ = ["Arrangement", "arrange"]
+__all__ = ["compute_units", "memory_units"]
 
 _SAMPLES = 16  # units of a stage that the estimate looks at
 _STEPS = 900  # of annealing, in all
@@ -27,30 +27,26 @@ _FIRST_TEMPERATURE = 0.02  # of the cost
 _LAST_TEMPERATURE = 1e-4
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """Tiles of each stage, [unit, 2], and how far compute units are from their memory."""
-
-    pcus: tuple[Ints, ...]
-    pmus: tuple[Ints, ...]  # in the order of the curve
-    reach: float  # links, mean over compute units
-
-
-def arrange(demand: Demand, grid: Grid) -> Arrangement:
-    """Returns tiles for all stages of a section."""
+def memory_units(demand: Demand, grid: Grid) -> list[tuple[Ints, ...]]:
+    """Returns several choices of the memory units of all stages, each [unit, 2] along a curve, best first."""
     estimate = _Estimate(demand, grid)
     order = list(range(estimate.num_blocks))
-    begun = sorted(range(len(grid.curves)), key=lambda curve: estimate.cost(order, grid.curves[curve]))
-    best = min(
-        (_annealed(estimate, order, grid.curves[curve]) for curve in begun[:_NUM_CURVES]),
-        key=lambda found: found[0],
-    )
-    begins, curve = estimate.begins(best[1]), best[2]
-    pmus = tuple(
-        curve[begin : begin + count] for begin, count in zip(begins.tolist(), demand.pmus.tolist(), strict=False)
-    )
-    pcus, reach = _compute_units(demand, grid, pmus)
-    return Arrangement(pcus, pmus, reach)
+    begun = sorted(grid.curves, key=lambda curve: estimate.cost(order, curve))[:_NUM_CURVES]
+    found = sorted((_annealed(estimate, order, curve) for curve in begun), key=lambda each: each[0])
+    return [estimate.units(order, curve) for _, order, curve in found]
+
+
+def compute_units(demand: Demand, grid: Grid, pmus: tuple[Ints, ...]) -> tuple[tuple[Ints, ...], float]:
+    """Returns compute units of each stage, and the mean links to the nearest memory unit of their stage."""
+    units = np.concatenate(pmus).astype(np.int16)
+    places = grid.pcus.astype(np.int16)
+    links = np.abs(units[:, None, 0] - places[None, :, 0]) + np.abs(units[:, None, 1] - places[None, :, 1])
+    nearest = np.minimum.reduceat(links, np.cumsum(demand.pmus) - demand.pmus, axis=0)
+    owners = np.repeat(np.arange(len(pmus)), demand.pcus)
+    _, chosen = linear_sum_assignment(nearest[owners])
+    ends = np.cumsum(demand.pcus)
+    pcus = tuple(grid.pcus[np.sort(chosen[end - count : end])] for end, count in zip(ends, demand.pcus, strict=True))
+    return pcus, float(nearest[owners, chosen].mean())
 
 
 class _Estimate:
@@ -71,6 +67,13 @@ class _Estimate:
         sizes = self.sizes[order]
         begins[order] = np.cumsum(sizes) - sizes
         return begins
+
+    def units(self, order: list[int], curve: Ints) -> tuple[Ints, ...]:
+        """Returns the memory units of each stage."""
+        begins = self.begins(order)[: len(self.demand.pmus)].tolist()
+        return tuple(
+            curve[begin : begin + count] for begin, count in zip(begins, self.demand.pmus.tolist(), strict=True)
+        )
 
     def cost(self, order: list[int], curve: Ints) -> float:
         """Returns bytes times links, about."""
@@ -109,16 +112,3 @@ def _moved(order: list[int], chance: random.Random) -> list[int]:
     else:
         moved.insert(second, moved.pop(first))
     return moved
-
-
-def _compute_units(demand: Demand, grid: Grid, pmus: tuple[Ints, ...]) -> tuple[tuple[Ints, ...], float]:
-    """Returns compute units of each stage, and the mean distance to its nearest memory unit."""
-    units = np.concatenate(pmus).astype(np.int16)
-    places = grid.pcus.astype(np.int16)
-    links = np.abs(units[:, None, 0] - places[None, :, 0]) + np.abs(units[:, None, 1] - places[None, :, 1])
-    nearest = np.minimum.reduceat(links, np.cumsum(demand.pmus) - demand.pmus, axis=0)
-    owners = np.repeat(np.arange(len(pmus)), demand.pcus)
-    _, chosen = linear_sum_assignment(nearest[owners])
-    ends = np.cumsum(demand.pcus)
-    pcus = tuple(grid.pcus[np.sort(chosen[end - count : end])] for end, count in zip(ends, demand.pcus, strict=True))
-    return pcus, float(nearest[owners, chosen].mean())

@@ -14,16 +14,17 @@ from ...errors import ConfigurationError
 from ..fuse.sections import Section, Sections
 from ..partition.result import Partition
 from ..target import Chip, Target
-from .arrange import arrange
+from .arrange import compute_units, memory_units
 from .bound import wire_bound
 from .demand import Demand, flow_bytes
 from .grid import Grid, Ints
-from .placement import Place, PlacedSection, PlacedStage, Placement, StageDevices
-from .route import route
+from .placement import Place, PlacedSection, PlacedStage, Placement, Route, StageDevices
+from .route import Loads, route
 
 __all__ = ["place"]
 
 _BUSY = 0.5  # utilisation from which on load counts in full
+_TOO_BUSY = 0.8  # utilisation from which on other tiles are tried
 
 
 def place(sections: Sections, partition: Partition, target: Target) -> Placement:
@@ -76,24 +77,36 @@ def _placed(section: Section, chip: Chip | None, grid: Grid | None) -> PlacedSec
     if chip is None or grid is None:
         raise ConfigurationError(f"section {section.id} has stages, but its target has no chip to place them on")
     demand = Demand.of(section, chip)
-    arrangement = arrange(demand, grid)
     link_bytes_per_s = chip.link_bytes_per_cycle * chip.clock_hz
     capacity = link_bytes_per_s * max(section.compute_seconds, section.sram_seconds, section.hbm_seconds)
-    routes, loads = route(section.flows, flow_bytes(section), arrangement, grid, _BUSY * capacity)
+    pmus, routes, loads = _routed(section, demand, grid, capacity)
+    pcus, reach = compute_units(demand, grid, pmus)
     return PlacedSection(
         section=section.id,
         stages=tuple(
-            PlacedStage(_places(pcus), _places(pmus))
-            for pcus, pmus in zip(arrangement.pcus, arrangement.pmus, strict=True)
+            PlacedStage(_places(compute), _places(memory)) for compute, memory in zip(pcus, pmus, strict=True)
         ),
         routes=routes,
         cost=loads.total_bytes,
         lower_bound=wire_bound(demand, grid),
-        reach=arrangement.reach,
+        reach=reach,
         routing_seconds=loads.max_bytes / link_bytes_per_s,
         max_utilisation=loads.max_bytes / capacity if capacity else 0.0,
         mean_utilisation=loads.total_bytes / loads.num_links / capacity if capacity else 0.0,
     )
+
+
+def _routed(
+    section: Section, demand: Demand, grid: Grid, capacity: float
+) -> tuple[tuple[Ints, ...], tuple[Route, ...], Loads]:
+    """Returns memory units, routes and loads: the shortest that keep links free, else those that load them least."""
+    tried: list[tuple[tuple[Ints, ...], tuple[Route, ...], Loads]] = []
+    sizes = flow_bytes(section)
+    for pmus in memory_units(demand, grid):
+        tried.append((pmus, *route(section.flows, sizes, pmus, grid, _BUSY * capacity)))
+        if tried[-1][2].max_bytes <= _TOO_BUSY * capacity:
+            return tried[-1]
+    return min(tried, key=lambda each: each[2].max_bytes)
 
 
 def _places(units: Ints) -> tuple[Place, ...]:

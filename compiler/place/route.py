@@ -2,7 +2,7 @@
 
 A lane goes along its row, then along one column, then along another row: every choice of that column is as short as
 any other way. Lanes are routed some at a time, the flows with most bytes first, each where links cost least; a link
-costs more the busier it is. Then all are routed again, twice, with the others where they are. A lane of HBM chooses
+costs more the busier it is. Then all are routed again, with the others where they are. A lane of HBM chooses
 its port in the same way, near its row.
 """
 
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from ..fuse.sections import Flow
-from .arrange import Arrangement
 from .grid import Grid, Ints
 from .placement import Lane, Route, num_lanes
 
 __all__ = ["Loads", "route"]
 
-_ROUNDS = 3
-_BATCHES = 4  # of a flow's lanes: those of one batch do not see each other
+_ROUNDS = 2
+_BATCHES = 4  # of a flow's lanes, at most: those of one batch do not see each other
+_BATCH_LANES = 8  # of a batch, at least
 _TURNS = 4  # stretches into which the columns that may be turned at divide the way
 _PAIRED_AT_ONCE = 128  # lanes of which all pairings are compared
 _PORT_ROWS = (-2, -1, 0, 1, 2)  # ports that are looked at, from a lane's row
@@ -149,14 +149,14 @@ class _Batch:
 
 
 def route(
-    flows: Sequence[Flow], sizes: Sequence[float], arrangement: Arrangement, grid: Grid, busy_bytes: float
+    flows: Sequence[Flow], sizes: Sequence[float], pmus: Sequence[Ints], grid: Grid, busy_bytes: float
 ) -> tuple[tuple[Route, ...], Loads]:
     """Returns the routes of all flows, and the bytes of each link.
 
     Args:
         flows: Of a section.
         sizes: Bytes of each in one launch.
-        arrangement: Tiles of its stages.
+        pmus: Memory units of its stages, each [unit, 2].
         grid: The chip's.
         busy_bytes: From what the busiest link carries on, load counts in full.
     """
@@ -164,7 +164,7 @@ def route(
     batches = [
         batch
         for number, (flow, size) in enumerate(zip(flows, sizes, strict=True))
-        for batch in _batches(number, flow, size, arrangement.pmus, grid)
+        for batch in _batches(number, flow, size, pmus, grid)
     ]
     batches.sort(key=lambda batch: -batch.lane_bytes)
     for _ in range(_ROUNDS):
@@ -202,7 +202,7 @@ def _batches(number: int, flow: Flow, size: float, pmus: Sequence[Ints], grid: G
         candidates = _to_ports(_spread(target, count), grid, is_read=True)
     else:
         return
-    num_batches = min(_BATCHES, count)
+    num_batches = min(_BATCHES, 1 + count // _BATCH_LANES)
     for batch in range(num_batches):
         part = _Ways(*(getattr(candidates, name)[batch::num_batches] for name in candidates.__dataclass_fields__))
         yield _Batch(number, size / count, part)

@@ -75,7 +75,8 @@ def make_partition(cuts: Sequence[int], num_devices: int = 2) -> Partition:
 
 @st.composite
 def drawn_targets(draw: st.DrawFn, most: int = 16) -> Target:
-    return make_target(draw(st.integers(1, most)), draw(st.integers(2, most)))
+    rows = draw(st.integers(1, most))
+    return make_target(rows, draw(st.integers(2 if rows == 1 else 1, most)))
 
 
 @st.composite
