@@ -1,4 +1,4 @@
-"""`plait bundle`: a bundle file becomes a bundle."""
+"""`plait bundle`: a bundle file becomes a bundle, or for a rack the plan of one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .garbage import uncollected
 from .options import Json
-from .output import format_bytes, format_seconds, note, print_facts, print_json, print_table, progress_bars
+from .output import format_bytes, format_seconds, note, print_facts, print_json, print_table, progress_bars, spinner
 
 if TYPE_CHECKING:
     from ..compiler.bundle.manifest import ModelEntry
     from ..compiler.bundle.reader import Bundle
+    from ..compiler.bundle.spec import BundleSpec
 
 __all__ = ["bundle"]
 
@@ -25,6 +27,9 @@ def bundle(
             "-o", "--output", metavar="DIR", help="The bundle to be; beside the file, by its name, if unsaid."
         ),
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Target, instead of the one that the file names.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compile the models of a bundle file into a bundle.
@@ -32,26 +37,60 @@ def bundle(
     A bundle of the same name is replaced once the new one is complete. Its digest is for `--digest` of `check` and
     `serve`.
 
+    For a rack, whose programs cannot run here, the bundle is plan-only: which models are hot together, what a switch
+    costs, what requests take. Files of SambaStack (ModelBundle, or BundleTemplate with Bundle) are read too.
+
     \b
     plait bundle agent.yaml                     makes agent.plait if it says `bundle: agent`
     plait bundle agent.yaml -o /srv/agent.plait --json
+    plait bundle rack.yaml                      a plan, if its target is a rack
+    plait bundle modelbundle.yaml --target sn40l-16
     """
+    from ..compiler.rack.bundle_file import read_bundle_file
+    from ..compiler.rack.planner import is_planned_only, target_of
+
+    spec = read_bundle_file(file, target=target)
+    destination = file.parent / f"{spec.bundle}.plait" if output is None else output
+    if is_planned_only(target_of(spec, file.parent)):
+        _plan(spec, destination, file.parent, as_json=json)
+    else:
+        _build(spec, destination, file.parent, as_json=json)
+
+
+def _plan(spec: BundleSpec, destination: Path, base: Path, *, as_json: bool) -> None:
+    from ..compiler.rack.file import write_plan
+    from ..compiler.rack.planner import plan_rack
+    from ..compiler.verify.residency import verify_rack_plan
+    from .rack import plan_data, print_plan
+
+    with uncollected(), spinner(f"planning {spec.bundle}") as show:
+        plan = plan_rack(spec, base=base, progress=show)
+    if plan.shortages:
+        raise plan.shortages[0].error()
+    verify_rack_plan(plan)
+    digest = write_plan(plan, destination)
+    if as_json:
+        print_json({"path": str(destination), "digest": digest, **plan_data(plan)})
+    else:
+        print_plan(plan)
+        print_facts([("digest", digest), ("plan-only", destination)])
+
+
+def _build(spec: BundleSpec, destination: Path, base: Path, *, as_json: bool) -> None:
     from ..compiler.bundle.build import build_bundle
-    from ..compiler.bundle.spec import read_spec
     from .legality import legality
 
-    spec = read_spec(file)
     with progress_bars() as bars:
         built = build_bundle(
             spec,
-            file.parent / f"{spec.bundle}.plait" if output is None else output,
-            base=file.parent,
+            destination,
+            base=base,
             progress=lambda model, stage, done, total: bars.update(
                 f"{model}: {stage}", done, total, are_bytes=stage == "pull"
             ),
         )
     errors = legality(built).errors
-    if json:
+    if as_json:
         print_json(_data(built, errors))
     else:
         _print(built)

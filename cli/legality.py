@@ -1,22 +1,24 @@
 """What a bundle may and may not do on its target: the legalizer behind `plait check`.
 
-Comes in: an opened bundle. Goes out: a `Legality`: errors (a model that can never be hot), warnings (models that
-exclude each other, budgets beyond the machine), how full the tiers get, and what every switch costs by the plan.
+Comes in: an opened bundle, or the plan of a rack. Goes out: a `Legality`: errors (a model that can never be hot),
+warnings (models that exclude each other, budgets beyond the machine), levers (what would make it fit), how full the
+tiers get, and what every switch costs by the plan.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..compiler.bundle.manifest import Manifest, ModelEntry
 from ..compiler.bundle.reader import Bundle
+from ..compiler.rack.plan import RackPlan
 from ..errors import DoesNotFitError
 from ..runtime.residency import check_budget, ddr_bytes, hbm_bytes
 from .output import format_bytes
 
-__all__ = ["Legality", "TierUtilization", "legality"]
+__all__ = ["Legality", "TierUtilization", "legality", "rack_legality"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TierUtilization:
     @property
     def utilization(self) -> float:
         """Demand relative to the budget; above 1, models take turns."""
-        return self.demand_bytes / self.budget_bytes
+        return self.demand_bytes / max(self.budget_bytes, 1)
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,16 @@ class Legality:
     warnings: tuple[str, ...]
     utilization: dict[str, TierUtilization]  # by tier
     switch_seconds: dict[str, dict[str, float]]  # [hot][wanted]: 0 if both are hot at once
+    levers: tuple[str, ...] = ()  # each would make what does not fit do so
 
 
 def legality(bundle: Bundle) -> Legality:
     """Returns what a bundle may and may not do on the target that it was made for."""
     manifest = bundle.manifest
+    refusals = list(_errors(manifest))
     return Legality(
-        errors=tuple(dict.fromkeys(_errors(manifest))),
+        errors=tuple(dict.fromkeys(map(str, refusals))),
+        levers=tuple(dict.fromkeys(lever for refusal in refusals for lever in refusal.levers)),
         warnings=tuple(_warnings(manifest)),
         utilization=_utilization(manifest),
         switch_seconds={
@@ -58,7 +63,45 @@ def legality(bundle: Bundle) -> Legality:
     )
 
 
-def _errors(manifest: Manifest) -> Iterator[str]:
+def rack_legality(plan: RackPlan) -> Legality:
+    """Returns what a bundle may and may not do on its rack."""
+    return Legality(
+        errors=tuple(str(replace(shortage, levers=()).error()) for shortage in plan.shortages),
+        warnings=tuple(_rack_warnings(plan)),
+        utilization=_rack_utilization(plan),
+        switch_seconds=plan.switching.seconds,
+        levers=tuple(dict.fromkeys(lever for shortage in plan.shortages for lever in shortage.levers)),
+    )
+
+
+def _rack_warnings(plan: RackPlan) -> Iterator[str]:
+    for tier, budget in (("hbm", plan.budget.hbm), ("ddr", plan.budget.ddr)):
+        usable = plan.target.tiers[tier].usable_bytes
+        if budget > usable:
+            yield (
+                f"the {tier} budget of {format_bytes(budget)} is more than the {format_bytes(usable)} that models may "
+                f"have of target {plan.target.name!r}"
+            )
+    if (share := plan.switching.share_of_time) >= 1:
+        yield f"switches alone take {share:.0%} of the time: the traffic is more than can be served"
+    if plan.residency.status == "feasible":
+        yield f"who is hot was not decided to the optimum in time: {plan.residency.gap:.1%} may be gained"
+
+
+def _rack_utilization(plan: RackPlan) -> dict[str, TierUtilization]:
+    """Returns what is in each tier of the fullest device; nothing of a plan stays on the host."""
+    devices = range(plan.target.num_devices)
+    hbm, ddr = plan.target.tiers["hbm"], plan.target.tiers["ddr"]
+    pinned = {tier: max(plan.held_bytes(tier, device, is_pinned=True) for device in devices) for tier in ("hbm", "ddr")}
+    held = {tier: max(plan.held_bytes(tier, device) for device in devices) for tier in ("hbm", "ddr")}
+    return {
+        "ddr": TierUtilization(held["ddr"], pinned["ddr"], plan.budget.ddr, ddr.usable_bytes),
+        "hbm_resident": TierUtilization(held["hbm"], pinned["hbm"], plan.budget.hbm, hbm.usable_bytes),
+        "host": TierUtilization(0, 0, 0, 0),
+    }
+
+
+def _errors(manifest: Manifest) -> Iterator[DoesNotFitError]:
     """Yields what keeps each model from ever being hot; the same pinned models can be to blame several times."""
     pinned = [model for model in manifest.models if model.pin is not None]
     for model in manifest.models:
@@ -66,7 +109,7 @@ def _errors(manifest: Manifest) -> Iterator[str]:
         try:
             check_budget([*others, model], manifest.budget, tiered=manifest.target.kind == "tiered")
         except DoesNotFitError as error:
-            yield str(error)
+            yield error
 
 
 def _warnings(manifest: Manifest) -> Iterator[str]:

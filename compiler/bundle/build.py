@@ -84,6 +84,7 @@ def build_bundle(
         PlaitError: whatever pulling, reading or writing raises.
     """
     report: BuildProgress = progress if progress is not None else _silent
+    spec.check_runnable()
     target = _load_target(spec.target, Path(base))
     provide_devices(max(model.num_devices for model in spec.models.values()))
     use_compilation_cache()

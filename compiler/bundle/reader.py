@@ -9,6 +9,7 @@ the manifest. Against that, demand the manifest's own digest (`open_bundle(..., 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -24,9 +25,19 @@ from .manifest import FileEntry, Manifest
 from .verified import FileIdentity, is_recorded, record
 from .weights import MappedWeights, map_weights
 
-__all__ = ["MAX_MANIFEST_BYTES", "Bundle", "Progress", "open_bundle"]
+__all__ = [
+    "MAX_MANIFEST_BYTES",
+    "PLAN_FORMAT",
+    "Bundle",
+    "Progress",
+    "check_digest",
+    "is_plan_only",
+    "open_bundle",
+    "read_manifest",
+]
 
 MAX_MANIFEST_BYTES = 64 * 2**20
+PLAN_FORMAT = "plait-rack-plan"  # of a manifest that has neither weights nor programs
 
 Progress = Callable[[str, int], None]  # called with a file's relative path and the bytes of it just checked
 
@@ -39,16 +50,21 @@ def open_bundle(path: str | Path, *, digest: str | None = None) -> Bundle:
         digest: SHA-256 that `manifest.json` must have, as 64 hexadecimal digits, obtained from somewhere safe.
 
     Raises:
-        BundleError: if there is no bundle.
+        BundleError: if there is no bundle, or it is plan-only.
         BundleVersionError: if its format is newer than this plait reads.
         BundleIntegrityError: if it is damaged, contradicts itself, points outside itself, or has another digest.
         ConfigurationError: if `digest` is no SHA-256.
     """
     root = Path(path).resolve()
-    data = _read_manifest(root)
+    data = read_manifest(root)
     found = sha256_hex(data)
     if digest is not None:
-        _check_external_digest(digest, found)
+        check_digest(digest, found)
+    if is_plan_only(data):
+        raise BundleError(
+            f"{root} is plan-only: it says what a rack would do, and has neither weights nor programs to run; "
+            "`plait check` shows it, a bundle for cpu, cpu-tiered or gpu runs"
+        )
     manifest = Manifest.from_json(data)
     check_manifest(manifest)
     bundle = Bundle(root, manifest, found)
@@ -185,7 +201,24 @@ class Bundle:
             )
 
 
-def _read_manifest(root: Path) -> bytes:
+def is_plan_only(data: bytes) -> bool:
+    """Whether a manifest is the plan of a rack, of whatever version and however damaged otherwise."""
+    if PLAN_FORMAT.encode() not in data:
+        return False
+    try:
+        header = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and header.get("format") == PLAN_FORMAT
+
+
+def read_manifest(root: Path) -> bytes:
+    """Returns the bytes of a directory's manifest.
+
+    Raises:
+        BundleError: if there is none.
+        BundleIntegrityError: if it is no regular file, or too large.
+    """
     path = root / MANIFEST_FILE
     try:
         status = path.lstat()
@@ -208,7 +241,13 @@ def _check_regular(status: os.stat_result, relative: str) -> None:
         raise BundleIntegrityError(f"{relative!r} of the bundle is not a regular file: {stat.filemode(status.st_mode)}")
 
 
-def _check_external_digest(demanded: str, found: str) -> None:
+def check_digest(demanded: str, found: str) -> None:
+    """Checks that a manifest has the digest that is demanded.
+
+    Raises:
+        ConfigurationError: if what is demanded is no SHA-256.
+        BundleIntegrityError: if the manifest has another.
+    """
     wanted = demanded.strip().lower().removeprefix("sha256:")
     if len(wanted) != hashlib.sha256().digest_size * 2 or not set(wanted) <= set("0123456789abcdef"):
         raise ConfigurationError(f"digest {demanded!r} is no SHA-256: 64 hexadecimal digits are needed")

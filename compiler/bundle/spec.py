@@ -2,6 +2,8 @@
 
 Comes in: YAML. Goes out: a `BundleSpec`, checked field by field. Sizes are written with units (`330MiB`), rates as
 `2/s`. What a model's own files say (context length, pooling, end-of-text tokens) need not be repeated.
+
+`copies`, `devices`, `configurations`, `routable` and `speculative` are for targets that are planned only (racks).
 """
 
 from __future__ import annotations
@@ -18,7 +20,19 @@ from ...models.config import StoredForm
 from ..mesh import Mesh
 from .manifest import Sampling
 
-__all__ = ["PIPELINE", "BudgetSpec", "BundleSpec", "ModelSpec", "WeightForm", "parse_bytes", "read_spec"]
+__all__ = [
+    "PIPELINE",
+    "BudgetSpec",
+    "BundleSpec",
+    "ModelSpec",
+    "PairSpec",
+    "ShapeSpec",
+    "WeightForm",
+    "parse_bytes",
+    "read_documents",
+    "read_spec",
+    "to_spec",
+]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # fit for a folder and for a URL
 
@@ -28,6 +42,7 @@ WeightForm: TypeAlias = Literal["dense", "stored"] | StoredForm
 
 PIPELINE = "pipeline"  # the axis of a mesh along which layers are cut into stages
 _MAX_DEVICES = 1024
+_PLANNED_ONLY = ("copies", "devices", "configurations", "routable")  # fields of a model
 
 _DTYPES: dict[str, Dtype] = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16"}
 
@@ -43,6 +58,20 @@ class BudgetSpec(_Strict):
     ddr: Annotated[pydantic.ByteSize, pydantic.Field(gt=0)] | None = None
 
 
+class ShapeSpec(_Strict):
+    """A context length and a batch size that a model is to be planned in."""
+
+    sequence: Annotated[int, pydantic.Field(ge=16)]  # longest context, tokens
+    batch: Annotated[int, pydantic.Field(ge=1, le=1024)]  # most sequences at once
+
+
+class PairSpec(_Strict):
+    """Two models of speculative decoding: hot together or not at all."""
+
+    draft: Name
+    target: Name
+
+
 class ModelSpec(_Strict):
     """One model of the bundle file; None is the model's or plait's default."""
 
@@ -56,6 +85,13 @@ class ModelSpec(_Strict):
     pin: Literal["hbm", "ddr"] | None = None
     sampling: Sampling | None = None
     mesh: dict[Name, Annotated[int, pydantic.Field(ge=1, le=1024)]] = {}  # devices by axis; "pipeline" counts stages
+    copies: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1  # models of these shapes, each with its own weights
+    devices: Annotated[
+        int | None,
+        pydantic.Field(ge=1, le=_MAX_DEVICES, validation_alias=pydantic.AliasChoices("devices", "sockets")),
+    ] = None  # that the model is divided over; all of the target's by default
+    configurations: tuple[ShapeSpec, ...] = ()  # instead of one sequence and batch
+    routable: bool = True  # whether requests ask for it by itself
 
     @pydantic.field_validator("dtype", mode="before")
     @classmethod
@@ -82,6 +118,16 @@ class ModelSpec(_Strict):
     def _mesh_has_a_size(self) -> ModelSpec:
         if self.num_devices > _MAX_DEVICES:
             raise ValueError(f"a mesh of {self.num_devices} devices is more than the {_MAX_DEVICES} that are possible")
+        if self.mesh and self.devices not in (None, self.num_devices):
+            raise ValueError(
+                f"the mesh has {self.num_devices} devices, `devices` says {self.devices}; give one of them"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _one_way_to_say_shapes(self) -> ModelSpec:
+        if self.configurations and (self.sequence is not None or self.batch is not None):
+            raise ValueError("give either `configurations` or `sequence` and `batch`")
         return self
 
 
@@ -94,6 +140,7 @@ class BundleSpec(_Strict):
     models: Annotated[dict[Name, ModelSpec], pydantic.Field(min_length=1)]
     traffic: dict[str, float] | str | None = None  # requests per second by model, or the path of a trace
     workflows: dict[Name, tuple[str, ...]] = {}
+    speculative: tuple[PairSpec, ...] = ()
 
     @pydantic.field_validator("traffic", mode="before")
     @classmethod
@@ -107,9 +154,29 @@ class BundleSpec(_Strict):
             raise ValueError(f"the name {twice[0]!r} is given to two models")
         used = [step for steps in self.workflows.values() for step in steps]
         used += list(self.traffic) if isinstance(self.traffic, dict) else []
-        if unknown := sorted(set(used) - set(names)):
+        used += [name for pair in self.speculative for name in (pair.draft, pair.target)]
+        if unknown := sorted(name for name in set(used) - set(names) if self.copy_named(name) is None):
             raise ValueError(f"{unknown[0]!r} is no model of this bundle; models: {', '.join(names)}")
         return self
+
+    def copy_named(self, name: str) -> tuple[str, int] | None:
+        """Returns the model and the number of the copy called `MODEL-NUMBER`, from 0; None if there is none."""
+        model, _, number = name.rpartition("-")
+        is_copy = model in self.models and number.isdecimal() and int(number) < self.models[model].copies
+        return (model, int(number)) if is_copy and self.models[model].copies > 1 else None
+
+    def check_runnable(self) -> None:
+        """Checks that nothing is asked for that can be planned, but not run.
+
+        Raises:
+            ConfigurationError: naming the first field.
+        """
+        fields = [f"models.{name}.{field}" for name, model in self.models.items() for field in _used(model)]
+        fields += ["speculative"] if self.speculative else []
+        if fields:
+            raise ConfigurationError(
+                f"{fields[0]} is for targets that are only planned, such as sn40l-16; target {self.target!r} runs"
+            )
 
 
 def parse_bytes(text: str | int) -> int:
@@ -133,14 +200,36 @@ def read_spec(path: str | Path) -> BundleSpec:
     Raises:
         ConfigurationError: naming the field that is wrong.
     """
+    documents = read_documents(path)
+    return to_spec(documents[0] if len(documents) == 1 else documents, Path(path))
+
+
+def read_documents(path: str | Path) -> list[object]:
+    """Returns the YAML documents of a file.
+
+    Raises:
+        ConfigurationError: if it cannot be read, or is not YAML.
+    """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"cannot read bundle file {path}: {reason}") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def to_spec(data: object, path: Path) -> BundleSpec:
+    """Returns a bundle file's content as a spec.
+
+    Args:
+        data: As YAML has it.
+        path: Of the file, for messages.
+
+    Raises:
+        ConfigurationError: naming the field that is wrong.
+    """
     try:
         return BundleSpec.model_validate(data)
     except pydantic.ValidationError as error:
@@ -148,6 +237,10 @@ def read_spec(path: str | Path) -> BundleSpec:
         where = ".".join(str(part) for part in first["loc"])
         found = f" (found {first['input']!r})" if where and not isinstance(first["input"], dict) else ""
         raise ConfigurationError(f"{path}: {where + ': ' if where else ''}{first['msg']}{found}") from None
+
+
+def _used(model: ModelSpec) -> list[str]:
+    return [field for field in _PLANNED_ONLY if getattr(model, field) != ModelSpec.model_fields[field].default]
 
 
 def _rate(text: object) -> object:

@@ -39,7 +39,7 @@ def rewrite(path: Path, manifest: Manifest) -> None:
 def test_a_bundle_that_fits_has_neither_errors_nor_switches(plait, tiny_bundle: Path, opened: Bundle) -> None:
     outcome = plait("check", tiny_bundle, "--digest", opened.manifest_digest, "--json")
     data = outcome.data
-    assert set(data) == {"errors", "warnings", "utilization", "switch_seconds", "digest", "models"}
+    assert set(data) == {"errors", "warnings", "levers", "utilization", "switch_seconds", "digest", "models"}
     assert data["models"]["chat"]["mesh"] == {}
     assert [device["weights_bytes"] for device in data["models"]["chat"]["devices"]] == [
         opened.manifest.models[0].weights_bytes
