@@ -18,9 +18,11 @@ from plait.compiler.partition.result import Partition
 from plait.compiler.partition.search import partition
 from plait.compiler.partition.skeleton import skeleton
 from plait.compiler.place import Placement, place
+from plait.compiler.place.arrange import memory_units
 from plait.compiler.place.bound import wire_bound
-from plait.compiler.place.demand import Demand
+from plait.compiler.place.demand import Demand, flow_bytes
 from plait.compiler.place.grid import Grid
+from plait.compiler.place.route import route
 from plait.compiler.subject import read_subject
 from plait.compiler.target import load_target
 from plait.compiler.trace import trace_model
@@ -103,6 +105,42 @@ def test_a_large_flow_takes_many_links() -> None:
     assert len(placed.routes[0].lanes) == 64
     assert placed.routing_seconds < 64e6 / 64e9 / 10  # ten times faster than one link
     assert placed.max_utilisation == pytest.approx(placed.routing_seconds / 1e-6)
+
+
+def test_busy_links_cost_wire_length_rather_than_time() -> None:
+    target = make_target(16, 16)
+    flows = [Flow(HBM, i, 4e5) for i in range(7)] + [Flow(i, j, 3e5) for i in range(7) for j in range(i + 1, 7)]
+    section = make_section([(18, 18)] * 7, flows)
+    assert target.chip is not None
+    grid, demand = Grid(16, 16), Demand.of(section, target.chip)
+    tried = [
+        route(flows, flow_bytes(section), pmus, grid, 0.5 * 64e3)[1].max_bytes for pmus in memory_units(demand, grid)
+    ]
+    placed = place(make_sections(section), make_partition((0, 2)), target).sections[0]
+    assert min(tried) > 0.8 * 64e3
+    assert placed.max_utilisation == pytest.approx(min(tried) / 64e3)
+
+
+def test_an_operation_that_has_the_whole_chip_is_placed_optimally() -> None:
+    target = make_target(6, 8)
+    section = make_section([(24, 24)], [Flow(HBM, 0, 1e4), Flow(0, HBM, 1e3)])
+    large = replace(section, stages=(replace(section.stages[0], sram_bytes=1 << 30),))  # streamed
+    sections = make_sections(large)
+    placement = place(sections, make_partition((0, 2)), target)
+    verify_placement(placement, sections, make_partition((0, 2)), target)
+    assert placement.status == "optimal"
+    assert placement.gap == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_map_has_a_letter_for_every_tile() -> None:
+    sections = make_sections(make_section([(2, 1), (1, 3)], [Flow(0, 1, 1.0)]))
+    placement = place(sections, make_partition((0, 2)), make_target(2, 4))
+    lines = placement.map_text(0, ["norm", "linear"]).splitlines()
+    assert lines[2:] == ["a norm: 2 PCUs, 1 PMUs", "b linear: 1 PCUs, 3 PMUs"]
+    assert sorted("".join(lines[:2])) == sorted("AAaBbbb.")
+    assert all(
+        (letter.islower()) == bool((row + column) % 2) for row in (0, 1) for column, letter in enumerate(lines[row])
+    )
 
 
 def test_stages_that_exchange_most_are_neighbours() -> None:
