@@ -67,6 +67,8 @@ def _model_data(plan: RackPlan, model: ModelPlan) -> dict[str, object]:
         "windows": [asdict(window) for window in model.windows],
         "devices": [asdict(held) for held in model.devices],
         "steps": [asdict(step) for step in model.steps],
+        "step_cost_seconds": model.step_cost_seconds,
+        "step_lower_bound_seconds": model.step_lower_bound_seconds,
         "ttft_seconds": model.ttft_seconds,
         "decode_seconds": model.decode_seconds,
         "requests_per_s": model.requests_per_s,
@@ -87,11 +89,16 @@ def print_plan(plan: RackPlan) -> None:
             format_seconds(model.ttft_seconds),
             format_seconds(model.switch_seconds),
             f"{model.requests_per_s:.3g}/s",
+            f"{model.step_gap:.1%}",
         )
         for model in plan.models
     ]
-    heads = ["model ", "residency ", "hot", "mesh ", *_KINDS, "decode step", "TTFT", "switch", "traffic"]
-    print_table(heads, rows, title=f"{plan.name} on {plan.target.name}; bytes are those of each device")
+    heads = ["model ", "residency ", "hot", "mesh ", *_KINDS, "decode step", "TTFT", "switch", "traffic", "gap"]
+    print_table(
+        heads,
+        rows,
+        title=f"{plan.name} on {plan.target.name}; bytes are those of each device, gap is the layout's to its bound",
+    )
     print()
     _print_tiers(plan)
     print()
@@ -148,11 +155,11 @@ def _facts(plan: RackPlan) -> list[tuple[str, str]]:
         (
             "switches",
             f"{switching.switches_per_s:.3g}/s expected of {switching.warm_requests_per_s:.3g} requests/s for warm "
-            f"models, {switching.share_of_time:.2%} of the time",
+            f"models, {100 * switching.share_of_time:.3g} % of the time",
         ),
     ]
     if switching.replayed_switches_per_s is not None and switching.replayed_share_of_time is not None:
-        share = f"{switching.replayed_share_of_time:.3%} of the time"
+        share = f"{100 * switching.replayed_share_of_time:.3g} % of the time"
         facts.append(("in the trace's order", f"{switching.replayed_switches_per_s:.3g}/s, {share}"))
     facts += [(f"copies of {model.name}", _copies(plan, model)) for model in plan.models if model.copies > 1]
     return [*facts, ("planned in", format_seconds(plan.seconds))]

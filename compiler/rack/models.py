@@ -35,6 +35,7 @@ __all__ = ["Planned", "plan_model"]
 _DECODER_SHAPE, _ENCODER_SHAPE = ShapeSpec(sequence=4096, batch=1), ShapeSpec(sequence=4096, batch=8)  # at most
 _PREFILL_TOKENS = 4096  # of a prompt that are computed in one step, at most
 _LARGE_SHARE = 1e-4  # of a model: a parameter of so many bytes is divided over as many devices as it can be
+_MAX_AXES = 2  # of a mesh of our choosing
 _TIME_LIMIT_SECONDS = 15.0  # for the partition of one mesh
 _LEVERS = {
     "devices": "use at least {devices} devices (`devices`, or a larger target)",
@@ -146,7 +147,7 @@ def _meshes(name: str, spec: ModelSpec, target: Target) -> tuple[Mesh, ...]:
         raise ConfigurationError(
             f"model {name!r} wants {count} devices, target {target.name!r} has {target.num_devices}"
         )
-    return (spec.stage_mesh,) if spec.mesh else candidate_meshes(count)
+    return (spec.stage_mesh,) if spec.mesh else tuple(m for m in candidate_meshes(count) if len(m.axes) <= _MAX_AXES)
 
 
 @dataclass(frozen=True)

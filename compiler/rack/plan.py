@@ -113,6 +113,12 @@ class ModelPlan:
         return max(prefills)
 
     @property
+    def step_gap(self) -> float:
+        """How far the busiest step's layout may be from the best on its mesh, relative to it."""
+        cost = self.step_cost_seconds
+        return max(0.0, (cost - self.step_lower_bound_seconds) / cost) if cost > 0 else 0.0
+
+    @property
     def decode_seconds(self) -> float | None:
         """Longest decode step; None for an encoder."""
         return max((step.seconds for step in self.steps if step.phase == "decode"), default=None)

@@ -48,7 +48,7 @@ def units_of(models: Sequence[ModelPlan], pairs: Sequence[tuple[str, str]], num_
 
     Args:
         models: All models.
-        pairs: Models that are hot together.
+        pairs: (draft, target) that are hot together.
         num_devices: Of the target.
 
     Raises:
@@ -56,7 +56,8 @@ def units_of(models: Sequence[ModelPlan], pairs: Sequence[tuple[str, str]], num_
     """
     by_name = {model.name: model for model in models}
     units: list[Unit] = []
-    for names in _clusters(list(by_name), pairs):
+    open_pairs = [pair for pair in pairs if by_name[pair[0]].pin != "hbm"]  # a pinned draft is hot anyway
+    for names in _clusters(list(by_name), open_pairs):
         cluster = [by_name[name] for name in names]
         if len(cluster) == 1:
             units += [_unit(cluster, (number,), num_devices) for number in range(len(cluster[0].windows))]
