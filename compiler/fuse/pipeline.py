@@ -89,7 +89,10 @@ class Fuser:
         chip = self.target.chip
         if chip is None or not works:
             return self._kernel(begin, end, number, works, read, written)
-        return self._pipeline(begin, end, number, works, read, written, chip)
+        found = self._pipeline(begin, end, number, works, read, written, chip)
+        if found is None and end - begin == 1:  # what is made again for it has no units left: one after the other
+            return self._kernel(begin, end, number, works, read, written)
+        return found
 
     def alone(self, place: int) -> Section:
         """Returns one operation as a kernel that has the whole device."""
@@ -234,17 +237,19 @@ class Fuser:
 
     def again(self, begin: int, end: int) -> list[Work]:
         """Returns the operations before [begin, end) that are run again, as what they make is not kept."""
-        wanted = {
-            self.remade[touch.buffer]
-            for work in self.works[begin:end]
-            for touch in work.reads
-            if self.remade.get(touch.buffer, begin) < begin
-        }
+        wanted: set[int] = set()
+        asking = list(self.works[begin:end])
+        while asking:
+            for touch in asking.pop().reads:
+                maker = self.remade.get(touch.buffer, begin)
+                if maker < begin and maker not in wanted:
+                    wanted.add(maker)
+                    asking.append(self.works[maker])
         return [self.works[place] for place in sorted(wanted)]
 
     def _is_cheap(self, work: Work, num_bytes: float) -> bool:
         """Whether it takes less to make a result again, from what is kept, than to write and read it."""
-        if self.target.chip is None or any(touch.buffer in self.remade for touch in work.reads):
+        if self.target.chip is None:
             return False
         inputs = sum(touch.bytes for touch in work.reads)
         seconds = self._compute_seconds(work.flops, work.product_flops) + inputs / self._hbm()

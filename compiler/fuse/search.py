@@ -21,7 +21,7 @@ from .rules import FusionRule, ruled_cuts
 from .sections import Launch, Mode, Orchestration, Section, Sections
 from .work import Work, works_of
 
-__all__ = ["fuse"]
+__all__ = ["cheapest", "fuse"]
 
 _MAX_OPERATIONS = 160  # of one section
 
@@ -89,12 +89,12 @@ def _cut(
     elif fuser.target.chip is None:  # a kernel has the whole device: each operation is one
         made = [fuser.alone(place) for place in range(begin, end) if not works[place].is_view]
     else:
-        made = _cheapest(fuser, works, begin, end)
+        made = cheapest(fuser, begin, end)
     kept = [section for section in made if section.num_kernels or section.network_seconds]
     return [_numbered(section, number + i) for i, section in enumerate(kept)]
 
 
-def _cheapest(fuser: Fuser, works: Sequence[Work], begin: int, end: int) -> list[Section]:
+def cheapest(fuser: Fuser, begin: int, end: int) -> list[Section]:
     """Returns the sections of [begin, end) that take the least time together."""
     best: list[float] = [0.0] + [float("inf")] * (end - begin)
     chosen: list[Section | None] = [None] * (end - begin + 1)

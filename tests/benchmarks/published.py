@@ -2,7 +2,7 @@
 
 Each row has an id, what it is, the published figure, ours, and within what it has to be. Sources: arXiv 2405.07518
 (SN40L, MICRO 2024), Hot Chips 2024 and 2026, LLM-Inference-Bench (Argonne). Constants are those of the target files,
-the same for all rows, each with its source. Where a publication leaves something out, the assumption is a constant here.
+the same for all rows, each with its source. What a publication leaves out is a constant here, and assumed.
 """
 
 from __future__ import annotations
