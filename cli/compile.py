@@ -24,9 +24,13 @@ from .output import (
 
 if TYPE_CHECKING:
     from ..compiler.configuration import Phase
+    from ..compiler.fuse import Mode
+    from ..compiler.fuse.sections import Orchestration
+    from ..compiler.mapping import Fusion
     from ..compiler.memory import MemoryPlan
     from ..compiler.partition.result import Partition
     from ..compiler.pipeline import Compilation, Stage
+    from ..compiler.target import Target
     from ..compiler.text import Table
     from ..compiler.train import Optimizer, Training
 
@@ -70,8 +74,11 @@ _Output: TypeAlias = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Save plan, graph and program here.")
 ]
 _StopAfter: TypeAlias = Annotated[
-    Literal["trace", "plan_memory", "partition", "lower"] | None,
-    typer.Option(help="Last stage to run; partition by default, lower with -o if one device is planned for."),
+    Literal["trace", "plan_memory", "partition", "fuse", "place", "schedule", "lower"] | None,
+    typer.Option(
+        help="Last stage to run; by default schedule for a target of plans only, else partition, and lower with -o if "
+        "one device is planned for."
+    ),
 ]
 _Devices: TypeAlias = Annotated[
     int | None, typer.Option(min=1, max=1 << 16, metavar="N", help="Devices to use; all of the target's by default.")
@@ -107,6 +114,18 @@ _Export: TypeAlias = Annotated[
         help="Write the sharding problem of the chosen mesh, .json or .json.gz, for `plait solve sharding`.",
     ),
 ]
+_Mode: TypeAlias = Annotated[
+    Literal["o0", "o1", "o3"],
+    typer.Option(
+        help="How operations become kernels: o0 one each, o1 by --rules, o3 by a search over the whole graph."
+    ),
+]
+_Rules: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE.yaml", help="Fusion rules of mode o1, in SambaFlow's form.")
+]
+_Launches: TypeAlias = Annotated[
+    Literal["hardware", "software"], typer.Option(help="Who launches kernels: the chip by a schedule, or the host.")
+]
 _Graph: TypeAlias = Annotated[bool, typer.Option("--graph", help="Print every operation too.")]
 
 
@@ -128,6 +147,9 @@ def compile_(
     budget: _Budget = None,
     pin: _Pin = None,
     time_limit: _TimeLimit = 60.0,
+    mode: _Mode = "o3",
+    rules: _Rules = None,
+    launches: _Launches = "hardware",
     output: _Output = None,
     stop_after: _StopAfter = None,
     export_problem: _Export = None,
@@ -143,7 +165,8 @@ def compile_(
     plait compile deepseek-r1 --phase decode --batch 8 --sequence 8192
     plait compile llama-3.1-70b --weights q4_0 --json
     plait compile llama-3.1-405b --phase train --sequence 4096 --remat
-    plait compile llama-3.1-405b --target sn40l-16
+    plait compile llama-3.1-405b --target sn40l-16 -o plan && plait inspect plan --html plan.html
+    plait compile llama-2-7b --target sn40l-8 --phase prefill --mode o1 --rules rules.yaml
     plait compile llama-3.1-405b --target sn40l-16 --export-problem llama.json.gz
     plait compile smollm2-135m --mesh data=2,tensor=3 --pin 'layers.*.mlp.up.weight=tensor,-'
     plait compile ./my-model/config.json -o plan
@@ -159,7 +182,8 @@ def compile_(
     machine = load_target(target)
     layout = parse_mesh(mesh) if mesh else None
     makes_program = output is not None and layout is None and (devices or machine.num_devices) == 1
-    last: Stage = stop_after or ("lower" if makes_program else "partition")
+    last: Stage = stop_after or _last_stage(machine, makes_program=makes_program)
+    fusion = _fusion(mode, rules, launches)
     with uncollected(), spinner("reading the model") as show:
         subject = read_subject(
             source,
@@ -189,6 +213,7 @@ def compile_(
                 pins=tuple(_pin(text) for text in pin or ()),
                 time_limit_seconds=time_limit,
             ),
+            fusion=fusion,
             stop_after=last,
             progress=lambda stage: show(stage),
             searching=lambda tried: show(f"partition: {tried}"),
@@ -207,6 +232,25 @@ def compile_(
         print(f"\nsharding problem written to {export_problem}")
     if files:
         print(f"\nsaved to {output}: {', '.join(file.name for file in files)}")
+
+
+def _last_stage(machine: Target, *, makes_program: bool) -> Stage:
+    from ..compiler.implementations import implementations_for
+
+    if not implementations_for(machine):
+        return "schedule"
+    return "lower" if makes_program else "partition"
+
+
+def _fusion(mode: Mode, rules: Path | None, launches: Orchestration) -> Fusion:
+    from ..compiler.fuse.rules import read_rules
+    from ..compiler.mapping import Fusion
+
+    if (mode == "o1") != (rules is not None):
+        raise ConfigurationError(
+            "mode o1 fuses by rules and the others don't; give --rules with --mode o1, and only there"
+        )
+    return Fusion(mode, launches, read_rules(rules) if rules else ())
 
 
 def _print_json(compilation: Compilation, files: list[Path], *, graph: bool) -> None:
@@ -263,6 +307,13 @@ def _facts(compilation: Compilation) -> list[tuple[str, str]]:
         facts.append(("partition", f"{plan.status}: cost {format_seconds(plan.cost)}, {bound}"))
         if plan.num_devices > 1:
             facts += _divided(plan)
+    mapped = compilation.mapped
+    if mapped is not None and mapped.schedule is not None:
+        timed = mapped.schedule
+        energy = "" if timed.joules is None else f", {timed.joules:.3g} J"
+        busy = f"compute {timed.busy_compute:.0%} of its peak, HBM {timed.busy_memory:.0%} of what it sustains"
+        facts.append(("schedule", f"{format_seconds(timed.seconds)}, {timed.bound} bound ({busy}){energy}"))
+        facts.append(("kernels", f"{timed.num_launches} launches of {len(mapped.sections.sections)} sections"))
     if compilation.program is not None:
         facts.append(("program", format_bytes(len(compilation.program.to_bytes()))))
     return facts
@@ -280,15 +331,18 @@ def _divided(plan: Partition) -> list[tuple[str, str]]:
 
 
 def _report(compilation: Compilation) -> list[Table]:
-    """Returns the tables of a step that is divided over several devices."""
+    """Returns the tables of a step that is divided over several devices, and of its kernels."""
+    from ..compiler.fuse.report import report_sections
     from ..compiler.partition.difference import Planned
     from ..compiler.partition.report import report
 
-    plan = compilation.partition
-    if plan is None or plan.num_devices == 1:
-        return []
-    name = compilation.traced.graph.name
-    return report(Planned(name, compilation.traced, plan, compilation.target, compilation.dtype))
+    plan, name = compilation.partition, compilation.traced.graph.name
+    tables: list[Table] = []
+    if plan is not None and plan.num_devices > 1:
+        tables += report(Planned(name, compilation.traced, plan, compilation.target, compilation.dtype))
+    if compilation.mapped is not None:
+        tables.append(report_sections(compilation.mapped.sections))
+    return tables
 
 
 def _held(compilation: Compilation, memory: MemoryPlan) -> list[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """The compiler from end to end: the stages in their order, each verified before the next begins.
 
-    trace -> plan_memory -> partition -> lower
+    trace -> plan_memory -> partition -> fuse -> place -> schedule
+                                      -> lower
 
-Comes in: a model's configuration (`subject.py` reads it) with phase and shapes. Goes out: a `Compilation`, which holds
-every stage's noun; stages can be left out from the end with `stop_after`. No weights are read: planning needs shapes
-only.
+A step is mapped onto the chips of a target for plans only; for one that runs here it is lowered to a program. Comes
+in: a model's configuration (`subject.py` reads it) with phase and shapes. Goes out: a `Compilation`, which holds every
+stage's noun; stages can be left out from the end with `stop_after`. No weights are read: planning needs shapes only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .cost import StepCost, step_cost
 from .files import write_files
 from .implementations import implementations_for
 from .lower import Program, lower
+from .mapping import MAPPING_STAGES, Fusion, Mapped, map_step
 from .memory import MemoryPlan, plan_memory
 from .mesh import Mesh
 from .partition.formulate import formulate
@@ -51,7 +53,7 @@ __all__ = [
     "sharding_problem",
 ]
 
-Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "lower"]
+Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "fuse", "place", "schedule", "lower"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 PLAN_FORMAT = 1  # of plan.json, as `plan_file` reads it
@@ -90,9 +92,11 @@ class Compilation:
     traced: Traced
     training: Training | None = None  # of phase "train"
     parallelism: Parallelism = field(default_factory=Parallelism)  # as it was asked for
+    fusion: Fusion = field(default_factory=Fusion)  # likewise
     memory: MemoryPlan | None = None
     cost: StepCost | None = None
     partition: Partition | None = None
+    mapped: Mapped | None = None  # onto the target's chips
     program: Program | None = None
 
     @property
@@ -128,6 +132,7 @@ class Compilation:
             "dtype": self.dtype,
             "target": asdict(self.target),
             "parallelism": self.parallelism.to_dict(),
+            "fusion": asdict(self.fusion),
             "graph": {
                 "operations": len(graph.operations),
                 "flops": graph.flops,
@@ -142,12 +147,15 @@ class Compilation:
             if self.cost
             else None,
             "partition": self.partition.to_dict() if self.partition else None,
+            "schedule": self.mapped.schedule.to_dict() if self.mapped and self.mapped.schedule else None,
             "program_bytes": len(self.program.to_bytes()) if self.program else None,
         }
         return _SHORT_LISTS.sub(_on_one_line, json.dumps(data, indent=1))
 
     def save(self, directory: str | Path) -> list[Path]:
-        """Writes plan.json, graph.json, graph.txt and, if lowered, program.stablehlo; returns their paths.
+        """Writes plan.json, graph.json, graph.txt and what else there is; returns the paths.
+
+        If mapped: sections.json, placement.json and schedule.json. If lowered: program.stablehlo.
 
         Raises:
             ConfigurationError: if the directory cannot be written.
@@ -157,6 +165,9 @@ class Compilation:
             "graph.json": self.traced.graph.to_json().encode(),
             "graph.txt": self.traced.graph.as_text().encode(),
         }
+        if (mapped := self.mapped) is not None:
+            nouns = {"sections": mapped.sections, "placement": mapped.placement, "schedule": mapped.schedule}
+            files |= {f"{name}.json": noun.to_json().encode() for name, noun in nouns.items() if noun}
         if self.program is not None:
             files["program.stablehlo"] = self.program.to_bytes()
         return write_files(Path(directory), files)
@@ -170,6 +181,7 @@ def compile_model(
     target: Target,
     training: Training | None = None,
     parallelism: Parallelism | None = None,
+    fusion: Fusion | None = None,
     stop_after: Stage = "lower",
     progress: Callable[[Stage], None] | None = None,
     searching: Callable[[str], None] | None = None,
@@ -183,7 +195,8 @@ def compile_model(
         target: The machine.
         training: Optimizer and options of phase "train", by default `Training()`.
         parallelism: Over what the step is divided; by default over the target's devices.
-        stop_after: The last stage to run.
+        fusion: How operations become kernels of the target's chips; by search by default.
+        stop_after: The last stage to run. A program is lowered without a mapping, and a mapping needs none.
         progress: Told each stage before it runs.
         searching: Told each mesh before it is tried.
 
@@ -191,12 +204,14 @@ def compile_model(
         ConfigurationError: if phase, shapes or dtype don't fit the model, or the target cannot be planned for.
     """
     wanted = STAGES[: STAGES.index(stop_after) + 1]
+    if stop_after == "lower":
+        wanted = tuple(stage for stage in wanted if stage not in MAPPING_STAGES)
     wanted_parallelism = parallelism or Parallelism()
     if "lower" in wanted and not implementations_for(target):
         raise ConfigurationError(
             f"target {target.name!r} is for plans only: no program is made for it; stop before lower"
         )
-    memory = cost = plan = program = None
+    memory = cost = plan = mapped = program = None
     report = progress or (lambda stage: None)
     report("trace")
     training = (training or Training()) if configuration.phase == "train" else None
@@ -213,6 +228,17 @@ def compile_model(
         report("partition")
         cost = step_cost(traced.graph, memory, dtype, target)
         plan = _partition(traced, target, dtype, wanted_parallelism, searching)
+    if stop_after in MAPPING_STAGES and plan is not None:
+        mapped = map_step(
+            traced,
+            plan,
+            target,
+            dtype,
+            configuration=configuration,
+            fusion=fusion,
+            stop_after=stop_after,
+            progress=report,
+        )
     if "lower" in wanted:
         report("lower")
         if training is None:
@@ -228,9 +254,11 @@ def compile_model(
         traced=traced,
         training=training,
         parallelism=wanted_parallelism,
+        fusion=fusion or Fusion(),
         memory=memory,
         cost=cost,
         partition=plan,
+        mapped=mapped,
         program=program,
     )
 

@@ -18,6 +18,7 @@ import pydantic
 from ..errors import ConfigurationError, PlaitError, VerificationError
 from ..models.config import Json, config_from_json
 from .configuration import Configuration, Phase
+from .mapping import Fusion
 from .mesh import Mesh
 from .partition.result import Objective, Partition
 from .pipeline import PLAN_FORMAT, VERSION, Compilation, Parallelism, compile_model, configuration_for
@@ -69,6 +70,7 @@ class PlanFile:
             target=content.target,
             training=content.training,
             parallelism=content.parallelism.parallelism(),
+            fusion=content.fusion,
             stop_after="trace",
         )
         if made.configuration != Configuration(shapes.phase, shapes.batch, shapes.new_tokens, shapes.context):
@@ -177,6 +179,7 @@ class _Content(pydantic.BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"]
     target: Target
     parallelism: _Parallelism
+    fusion: Fusion = Fusion()
     graph: _Graph
     partition: object
 

@@ -21,7 +21,7 @@ from .rules import FusionRule, ruled_cuts
 from .sections import Launch, Mode, Orchestration, Section, Sections
 from .work import Work, works_of
 
-__all__ = ["cheapest", "fuse"]
+__all__ = ["cheapest", "cut_into_sections", "fuse"]
 
 _MAX_OPERATIONS = 160  # of one section
 
@@ -47,10 +47,24 @@ def fuse(
         orchestration: Who launches kernels: the chip by a schedule it was given before, or the host.
         rules: Of mode o1.
     """
+    works = works_of(skeleton, sharding, target, dtype)
+    return cut_into_sections(skeleton, works, target, dtype, mode=mode, orchestration=orchestration, rules=rules)
+
+
+def cut_into_sections(
+    skeleton: Skeleton,
+    works: Sequence[Work],
+    target: Target,
+    dtype: str,
+    *,
+    mode: Mode = "o3",
+    orchestration: Orchestration = "hardware",
+    rules: Sequence[FusionRule] = (),
+) -> Sections:
+    """Returns the sections of a partitioned graph of which the work of each operation is known; else as `fuse`."""
     graph = skeleton.traced.graph
     roots = buffer_roots(graph)
     outputs = frozenset(roots.get(value, value) for value in graph.outputs)
-    works = works_of(skeleton, sharding, target, dtype)
     fuser = Fuser(works, outputs, target, dtype, orchestration)
     sections: list[Section] = []
     launches: list[Launch] = []
