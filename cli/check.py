@@ -61,6 +61,8 @@ def check(
     from ..compiler.rack.file import is_plan, open_plan
 
     if bundle.is_file():
+        if digest is not None:
+            raise ConfigurationError("--digest is for a bundle; a bundle file is planned anew")
         _check_plan(*_planned(bundle, target), as_json=json)
     elif target is not None:
         raise ConfigurationError("--target is for a bundle file; a bundle has the target that it was made for")

@@ -1,6 +1,7 @@
 """What of a bundle does not fit a rack, by how much, and what would make it fit.
 
-Every lever that is named was tried in numbers: with it alone the tier holds what it has to.
+Every lever that is named was held against the numbers: by it alone the tier holds what it has to, if a model in fewer
+bits divides as it does now.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def shortages(
     target: Target,
 ) -> tuple[Shortage, ...]:
     """Returns what does not fit: DDR as a whole, then the models that can never be hot."""
-    found = [_ddr_shortage(models, planned, budget, target), *_hbm_shortages(units, budget, target)]
+    found = [_ddr_shortage(models, planned, budget, target), *_hbm_shortages(units, planned, budget, target)]
     return tuple(shortage for shortage in found if shortage is not None)
 
 
@@ -144,7 +145,9 @@ def _few_bits_ratio(planned: Planned) -> float:
     return small.weight_bytes / planned.sizes.weight_bytes
 
 
-def _hbm_shortages(units: Sequence[Unit], budget: Budget, target: Target) -> Iterator[Shortage]:
+def _hbm_shortages(
+    units: Sequence[Unit], planned: Mapping[str, Planned], budget: Budget, target: Target
+) -> Iterator[Shortage]:
     """Yields the units that cannot be hot beside what is pinned."""
     pinned = [unit for unit in units if unit.pin == "hbm"]
     held = sum((unit.num_copies * (unit.weights_bytes + unit.kv_bytes) for unit in pinned), np.zeros(1, np.int64))
@@ -169,7 +172,7 @@ def _hbm_shortages(units: Sequence[Unit], budget: Budget, target: Target) -> Ite
             demand_bytes=int(demand[device]),
             limit_bytes=budget.hbm,
             largest_terms=tuple(sorted(terms, key=lambda term: -term[1]))[:_NUM_LARGEST],
-            levers=tuple(_hbm_levers(unit, units, int(demand[device]), device, budget, target)),
+            levers=tuple(_hbm_levers(unit, units, planned, int(demand[device]), device, budget, target)),
         )
 
 
@@ -178,18 +181,31 @@ def _pinned_bytes(unit: Unit, device: int) -> int:
 
 
 def _hbm_levers(
-    unit: Unit, units: Sequence[Unit], demand_bytes: int, device: int, budget: Budget, target: Target
+    unit: Unit,
+    units: Sequence[Unit],
+    planned: Mapping[str, Planned],
+    demand_bytes: int,
+    device: int,
+    budget: Budget,
+    target: Target,
 ) -> Iterator[str]:
     usable = target.tiers["hbm"].usable_bytes
+    short = demand_bytes - budget.hbm
     if demand_bytes <= usable:
         yield f"raise the hbm budget to {format_bytes(demand_bytes)} a device, the target has {format_bytes(usable)}"
-    short = demand_bytes - budget.hbm
-    for other in units:
-        if other.pin == "hbm" and other is not unit and _pinned_bytes(other, device) >= short:
+    for other in units:  # the KV cache of what is unpinned goes to the arena
+        if other.pin == "hbm" and other is not unit and other.num_copies * other.weights_bytes[device] >= short:
             yield f"unpin {_listed(other.models)}"
     busiest = max(units, key=lambda each: int(each.arena_bytes[device]))
     second = max((int(each.arena_bytes[device]) for each in units if each is not busiest), default=0)
-    arena = int(busiest.arena_bytes[device])
-    if arena - max(second, arena - int(busiest.kv_bytes[device])) >= short:
+    arena, kv = int(busiest.arena_bytes[device]), int(busiest.kv_bytes[device])
+    if busiest.pin != "hbm" and arena - max(second, arena - kv) >= short:
         yield f"lower `kv_tokens`, `batch` or `sequence` of {_listed(busiest.models)}"
-    yield f"store {_listed(unit.models)} in fewer bits (`weights: {_FEW_BITS}`) or over more devices"
+    weights = int(unit.weights_bytes[device]) * (unit.num_copies if unit.pin == "hbm" else 1)
+    ratio = max(_few_bits_ratio(planned[name]) for name in unit.models)
+    if (1.0 - ratio) * weights >= short:
+        yield f"store {_listed(unit.models)} in fewer bits (`weights: {_FEW_BITS}`)"
+    used = int(np.count_nonzero(unit.weights_bytes))
+    if used < target.num_devices and weights - weights * used // target.num_devices >= short:
+        yield f"divide {_listed(unit.models)} over all {target.num_devices} devices"
+    yield f"leave out {_listed(unit.models)}"

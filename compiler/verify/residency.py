@@ -29,6 +29,11 @@ def _problems(plan: RackPlan) -> Iterator[str]:
     if len(models) != len(plan.models) or not models:
         yield "its models' names are not unique, or there are none"
         return
+    if not {"hbm", "ddr"} <= set(plan.target.tiers) or "ddr->hbm" not in plan.target.links:
+        yield "its target has not hbm, ddr and a link between them"
+        return
+    if not set(models) == set(plan.copies_that_fit) == set(plan.copies_without_reserve):
+        yield "it does not say of each model how many copies fit"
     for model in plan.models:
         yield from _model_problems(plan, model)
     for group in plan.residency.groups:
@@ -52,6 +57,9 @@ def _problems(plan: RackPlan) -> Iterator[str]:
 def _model_problems(plan: RackPlan, model: ModelPlan) -> Iterator[str]:
     if model.num_devices != math.prod(model.mesh.values()) * model.num_stages:
         yield f"{model.name!r} has {model.num_devices} devices, its mesh another number"
+        return
+    if all(step.phase == "decode" for step in model.steps) or not model.windows:
+        yield f"{model.name!r} has no step that answers a prompt, or is nowhere"
         return
     if sum(window.num_copies for window in model.windows) != model.copies:
         yield f"{model.name!r} has {model.copies} copies, its windows others"

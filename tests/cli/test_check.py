@@ -112,6 +112,8 @@ def test_models_that_can_never_be_hot_are_errors(plait, copy: Path, opened: Bund
     assert len(outcome.data["errors"]) == 3
     assert outcome.err.startswith("plait: 3 of the bundle's models can never be hot: model 'chat' needs")
     assert outcome.err.count("\n") == 1
+    assert outcome.data["levers"]
+    assert all(any(lever in error for error in outcome.data["errors"]) for lever in outcome.data["levers"])
     assert "error: model 'embed' needs" in plait("check", copy).out
 
 
