@@ -26,6 +26,12 @@ def calibrate(
         bool | None,
         typer.Option("--pace/--no-pace", help="Keep copies to the links' rates; as in the target by default."),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=64, metavar="N", help="Measure collectives between so many devices too, virtual ones on a CPU."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure this machine and write it as a target file.
@@ -35,6 +41,7 @@ def calibrate(
 
     \b
     plait calibrate -o mine.toml
+    plait calibrate --target cpu --devices 8 -o eight.toml    collectives between 8 devices, for plans of meshes
     plait serve agent.plait --target mine.toml
     """
     from ..compiler.calibrate import NUM_MEASUREMENTS
@@ -43,8 +50,17 @@ def calibrate(
     from ..compiler.target_file import target_to_toml, write_target
 
     base = load_target(target)
+    if devices is not None:
+        from ..compiler.executable import provide_devices
+
+        provide_devices(devices)
     with progress_bars() as bars:
-        measured = measure(base, pace=pace, progress=lambda done: bars.update("measure", done, NUM_MEASUREMENTS))
+        measured = measure(
+            base,
+            pace=pace,
+            num_devices=devices,
+            progress=lambda done: bars.update("measure", done, NUM_MEASUREMENTS),
+        )
     if output is not None:
         write_target(measured, output)
     if json:
@@ -63,4 +79,7 @@ def _facts(target: Target) -> list[tuple[str, str]]:
         paced = ", paced" if link.pace else ""
         latency = f", latency {format_seconds(link.latency_seconds)}"
         facts.append((name, f"{format_bytes(link.bandwidth_bytes_per_s)}/s{latency}{paced}"))
+    for kind, rate in target.network.collectives.items():
+        latency = f", latency {format_seconds(rate.latency_seconds)} a step"
+        facts.append((kind.replace("_", "-"), f"{format_bytes(rate.bandwidth_bytes_per_s)}/s{latency}"))
     return facts

@@ -23,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import TargetError
+from .calibrate_network import calibrate_network
 from .executable import device_sharding
 from .target import Link, Target, Tier
 from .target_sources import with_sources
 
 __all__ = ["NUM_MEASUREMENTS", "CalibrationSizes", "calibrate"]
 
-NUM_MEASUREMENTS = 4  # steps that `progress` is told of
+NUM_MEASUREMENTS = 5  # steps that `progress` is told of
 _ALIGNMENT = 64  # bytes
 _DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -50,6 +51,7 @@ def calibrate(
     base: Target,
     *,
     pace: bool | None = None,
+    num_devices: int | None = None,
     sizes: CalibrationSizes | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Target:
@@ -58,6 +60,7 @@ def calibrate(
     Args:
         base: The target to start from.
         pace: Whether copies are kept to the links' rates; as in `base` by default.
+        num_devices: Between which collectives are measured; by default none are.
         sizes: How much is computed and copied.
         progress: Told how many of `NUM_MEASUREMENTS` are done.
 
@@ -79,6 +82,10 @@ def calibrate(
     report(3)
     links = {name: _measured_link(name, link, base, pace, chosen) for name, link in base.links.items()}
     report(4)
+    network = base.network
+    if num_devices is not None:
+        network = calibrate_network(network, num_devices, num_runs=3 * chosen.num_runs)
+    report(5)
     when = (
         f"measured by `plait calibrate` on {date.today().isoformat()} with jax {jax.__version__} "
         f"on {os.cpu_count()} CPUs"
@@ -91,6 +98,8 @@ def calibrate(
         ),
         tiers=tiers,
         links=links,
+        network=network,
+        num_devices=num_devices or base.num_devices,
         source=f"{when}; disk links on a file in the page cache",
     )
     return with_sources(measured, base, _sources(measured, when))
@@ -104,6 +113,12 @@ def _sources(measured: Target, when: str) -> dict[str, str]:
     for name in measured.tiers:
         sources[f"tiers.{name}.bandwidth_bytes_per_s"] = f"{when}: a product with one row"
         sources[f"tiers.{name}.efficiency"] = "measured: 1, the bandwidth is what a product gets"
+    for kind in measured.network.collectives:
+        sources[f"network.collectives.{kind}.latency_seconds"] = f"{when}: on a few bytes"
+        sources[f"network.collectives.{kind}.bandwidth_bytes_per_s"] = f"{when}: on 4 MiB"
+    if measured.network.collectives:
+        sources["num_devices"] = "measured: between so many"
+        sources["network.latency_seconds"] = sources["network.bandwidth_bytes_per_s"] = f"{when}: an all-reduce"
     for name in measured.links:
         where = ", a file in the page cache" if name.startswith("disk->") else ""
         sources[f"links.{name}.bandwidth_bytes_per_s"] = f"{when}: copies of many tensors{where}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from ..mesh import CollectiveKind
 from ..target import Network
 
-__all__ = ["collective_seconds"]
+__all__ = ["collective_seconds", "steps_and_traffic"]
 
 
 def collective_seconds(kind: CollectiveKind, num_bytes: float, num_devices: int, network: Network) -> float:
@@ -26,12 +26,12 @@ def collective_seconds(kind: CollectiveKind, num_bytes: float, num_devices: int,
     if num_devices == 1:
         return 0.0
     rate = network.collectives.get(kind, network)
-    steps, traffic = _steps_and_traffic(kind, num_devices, network.topology)
+    steps, traffic = steps_and_traffic(kind, num_devices, network.topology)
     seconds = steps * rate.latency_seconds + traffic * num_bytes / rate.bandwidth_bytes_per_s
     return seconds * (1.0 - network.overlap)
 
 
-def _steps_and_traffic(kind: CollectiveKind, num_devices: int, topology: str) -> tuple[int, float]:
+def steps_and_traffic(kind: CollectiveKind, num_devices: int, topology: str) -> tuple[int, float]:
     """Returns the number of steps, and the share of the bytes that a device sends."""
     if kind == "permute":
         return 1, 1.0

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from plait.compiler.calibrate import NUM_MEASUREMENTS, CalibrationSizes, calibrate
+from plait.compiler.partition.network import collective_seconds
 from plait.compiler.target import Compute, Power, Tier, load_target, target_names
 from plait.compiler.target_sources import source_of, target_numbers, unused_sources
 from plait.errors import TargetError
@@ -93,3 +94,22 @@ def test_a_dtype_that_cannot_be_measured_is_refused() -> None:
     target = replace(load_target("cpu"), compute=Compute({"f32": 1.0, "fp8": 2.0}))
     with pytest.raises(TargetError, match="has a rate for 'fp8'; products of f32 and bf16 can be measured"):
         calibrate(target, sizes=QUICK)
+
+
+def test_collectives_between_virtual_devices_are_measured() -> None:
+    base = load_target("cpu")
+    measured = calibrate(base, num_devices=4, sizes=QUICK)
+    assert measured.num_devices == 4
+    assert set(measured.network.collectives) == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "permute"}
+    for kind, rate in measured.network.collectives.items():
+        assert 1e4 < rate.bandwidth_bytes_per_s < 1e13
+        assert 0 < rate.latency_seconds < 1
+        key = f"network.collectives.{kind}.bandwidth_bytes_per_s"
+        assert source_of(measured, key).startswith("measured")
+    seconds = [collective_seconds("all_reduce", size, 4, measured.network) for size in (1 << 10, 1 << 24)]
+    assert seconds[0] < seconds[1]
+
+
+def test_one_device_has_no_network() -> None:
+    with pytest.raises(TargetError, match="1 devices have nothing between them"):
+        calibrate(load_target("cpu"), num_devices=1, sizes=QUICK)
