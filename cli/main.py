@@ -28,6 +28,7 @@ from .compile import compile_
 from .convert import convert
 from .diff import diff
 from .explain import explain
+from .inspect import inspect
 from .interrupts import TERMINATED, Terminated, exit_code, reliable_interrupts
 from .models import models
 from .pull import pull
@@ -47,6 +48,7 @@ _COMMANDS = {
     "compile": compile_,
     "verify": verify,
     "explain": explain,
+    "inspect": inspect,
     "diff": diff,
     "convert": convert,
     "bundle": bundle,

@@ -21,6 +21,7 @@ COMMANDS = (
     "compile",
     "verify",
     "explain",
+    "inspect",
     "diff",
     "convert",
     "bundle",
