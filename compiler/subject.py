@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from pydantic import RootModel
 
@@ -125,17 +126,20 @@ def model_sizes(config: ModelConfig, dtype: str) -> ModelSizes:
         config: The model.
         dtype: Of dense weights and of the KV cache.
     """
+    parameters = build(config, dtype).parameters
+    sizes = {name: _num_values(parameter) for name, parameter in parameters.items() if not name.endswith(".scales")}
     is_decoder = isinstance(config, DecoderConfig)
-    unstored = config.dense if is_decoder else config
-    dense = build(unstored, dtype).parameters
-    stored = dense if unstored == config else build(config, dtype).parameters
-    sizes = {name: math.prod(parameter.shape) for name, parameter in dense.items()}
     return ModelSizes(
         parameters=sum(sizes.values()),
         active_parameters=sum(_active(name, size, config) for name, size in sizes.items()),
-        weight_bytes=sum(math.prod(parameter.shape) * parameter.dtype.itemsize for parameter in stored.values()),
+        weight_bytes=sum(math.prod(parameter.shape) * parameter.dtype.itemsize for parameter in parameters.values()),
         kv_bytes_per_token=config.kv_values_per_token * jnp.dtype(dtype).itemsize if is_decoder else 0,
     )
+
+
+def _num_values(parameter: jax.ShapeDtypeStruct) -> int:
+    """Returns how many weights an array holds: of a stored form with 4 bits two in a byte."""
+    return math.prod(parameter.shape) * (2 if parameter.dtype == jnp.uint8 else 1)
 
 
 def _active(name: str, size: int, config: ModelConfig) -> int:
