@@ -14,6 +14,7 @@ import typer
 from ..errors import ConfigurationError, VerificationError
 from .options import Json
 from .output import format_seconds, note, print_facts, print_json
+from .solve_packing import packing
 
 if TYPE_CHECKING:
     from ..compiler.partition.problem import Problem
@@ -31,6 +32,9 @@ solve = typer.Typer(
     no_args_is_help=True,
     help="Solve a problem of the planner, read from a file.",
 )
+
+
+solve.command()(packing)
 
 
 @solve.callback()

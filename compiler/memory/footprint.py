@@ -21,9 +21,9 @@ from itertools import accumulate
 
 import pydantic
 
-from ..errors import ConfigurationError
-from .graph import Graph, Operation, ValueKind
-from .trace import Traced
+from ...errors import ConfigurationError
+from ..graph import Graph, Operation, ValueKind
+from ..trace import Traced
 
 __all__ = ["LiveValue", "MemoryPlan", "plan_memory"]
 
