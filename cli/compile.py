@@ -74,7 +74,7 @@ _Output: TypeAlias = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Save plan, graph and program here.")
 ]
 _StopAfter: TypeAlias = Annotated[
-    Literal["trace", "plan_memory", "partition", "fuse", "place", "schedule", "lower"] | None,
+    Literal["trace", "plan_memory", "partition", "fuse", "place", "plan_tiers", "schedule", "lower"] | None,
     typer.Option(
         help="Last stage to run; by default schedule for a target of plans only, else partition, and lower with -o if "
         "one device is planned for."
@@ -313,6 +313,8 @@ def _facts(compilation: Compilation) -> list[tuple[str, str]]:
         energy = "" if timed.joules is None else f", {timed.joules:.3g} J"
         busy = f"compute {timed.busy_compute:.0%} of its peak, HBM {timed.busy_memory:.0%} of what it sustains"
         facts.append(("schedule", f"{format_seconds(timed.seconds)}, {timed.bound} bound ({busy}){energy}"))
+        if mapped.tiers is not None:
+            facts += [("tiers", line.strip()) for line in mapped.tiers.as_text().splitlines()[1:]]
         facts.append(("kernels", f"{timed.num_launches} launches of {len(mapped.sections.sections)} sections"))
     if compilation.program is not None:
         facts.append(("program", format_bytes(len(compilation.program.to_bytes()))))

@@ -1,8 +1,8 @@
 """A partitioned step mapped onto a target: fuse, place, schedule, each verified before the next.
 
-    fuse -> place -> schedule
+    fuse -> place -> plan_tiers -> schedule
 
-Comes in: a step as traced and partitioned. Goes out: a `Mapped`, which holds the three nouns. The same step always maps
+Comes in: a step as traced and partitioned. Goes out: a `Mapped`, which holds the nouns. The same step always maps
 in the same way, so a plan file keeps the partition only, and what it was fused by.
 """
 
@@ -18,6 +18,7 @@ from .fuse.rules import FusionRule
 from .fuse.search import cut_into_sections
 from .fuse.sections import Orchestration
 from .fuse.work import Work, works_of
+from .memory.tiers import TierPlan, plan_tiers
 from .partition.result import Partition
 from .partition.skeleton import skeleton
 from .place import Placement, place
@@ -26,10 +27,11 @@ from .target import Target
 from .trace import Traced
 from .verify.fusion import verify_schedule, verify_sections
 from .verify.placement import verify_placement
+from .verify.tiers import verify_tier_plan
 
 __all__ = ["MAPPING_STAGES", "Fusion", "Mapped", "MappingStage", "map_step"]
 
-MappingStage: TypeAlias = Literal["fuse", "place", "schedule"]
+MappingStage: TypeAlias = Literal["fuse", "place", "plan_tiers", "schedule"]
 MAPPING_STAGES: tuple[MappingStage, ...] = get_args(MappingStage)
 
 
@@ -49,6 +51,7 @@ class Mapped:
     works: tuple[Work, ...]  # of one device, an operation each
     sections: Sections
     placement: Placement | None
+    tiers: TierPlan | None
     schedule: Schedule | None
 
 
@@ -84,13 +87,17 @@ def map_step(
         bones, works, target, dtype, mode=how.mode, orchestration=how.orchestration, rules=how.rules
     )
     verify_sections(sections, works, traced.graph, target)
-    placement = timed = None
+    placement = tiers = timed = None
     if "place" in wanted:
         progress("place")
         placement = place(sections, plan, target)
         verify_placement(placement, sections, plan, target)
+    if "plan_tiers" in wanted:
+        progress("plan_tiers")
+        tiers = plan_tiers(traced, plan, works, sections, target)
+        verify_tier_plan(tiers, traced.graph, plan, works, sections)
     if "schedule" in wanted:
         progress("schedule")
-        timed = schedule(traced, plan, sections, target, dtype, configuration=configuration)
+        timed = schedule(traced, plan, sections, target, dtype, configuration=configuration, works=works, tiers=tiers)
         verify_schedule(timed, sections)
-    return Mapped(works, sections, placement, timed)
+    return Mapped(works, sections, placement, tiers, timed)

@@ -1,6 +1,6 @@
 """The compiler from end to end: the stages in their order, each verified before the next begins.
 
-    trace -> plan_memory -> partition -> fuse -> place -> schedule
+    trace -> plan_memory -> partition -> fuse -> place -> plan_tiers -> schedule
                                       -> lower
 
 A step is mapped onto the chips of a target for plans only; for one that runs here it is lowered to a program. Comes
@@ -53,7 +53,7 @@ __all__ = [
     "sharding_problem",
 ]
 
-Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "fuse", "place", "schedule", "lower"]
+Stage: TypeAlias = Literal["trace", "plan_memory", "partition", "fuse", "place", "plan_tiers", "schedule", "lower"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 PLAN_FORMAT = 1  # of plan.json, as `plan_file` reads it
@@ -155,7 +155,7 @@ class Compilation:
     def save(self, directory: str | Path) -> list[Path]:
         """Writes plan.json, graph.json, graph.txt and what else there is; returns the paths.
 
-        If mapped: sections.json, placement.json and schedule.json. If lowered: program.stablehlo.
+        If mapped: sections.json, placement.json, tiers.json, schedule.json. If lowered: program.stablehlo.
 
         Raises:
             ConfigurationError: if the directory cannot be written.
@@ -166,8 +166,9 @@ class Compilation:
             "graph.txt": self.traced.graph.as_text().encode(),
         }
         if (mapped := self.mapped) is not None:
-            nouns = {"sections": mapped.sections, "placement": mapped.placement, "schedule": mapped.schedule}
-            files |= {f"{name}.json": noun.to_json().encode() for name, noun in nouns.items() if noun}
+            for name in ("sections", "placement", "tiers", "schedule"):
+                if (noun := getattr(mapped, name)) is not None:
+                    files[f"{name}.json"] = noun.to_json().encode()
         if self.program is not None:
             files["program.stablehlo"] = self.program.to_bytes()
         return write_files(Path(directory), files)

@@ -12,7 +12,7 @@ compute or memory, whichever is busier, is at its limit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias
 
@@ -20,6 +20,8 @@ from .configuration import Configuration
 from .cost import peak_flops_per_s
 from .fuse import Section, Sections
 from .fuse.sections import BOUNDS, Bound
+from .fuse.work import Work
+from .memory.tiers import TierPlan
 from .partition.network import collective_seconds
 from .partition.result import Partition
 from .partition.stages import handed_over_bytes
@@ -89,7 +91,15 @@ class Schedule:
 
 
 def schedule(
-    traced: Traced, plan: Partition, sections: Sections, target: Target, dtype: str, *, configuration: Configuration
+    traced: Traced,
+    plan: Partition,
+    sections: Sections,
+    target: Target,
+    dtype: str,
+    *,
+    configuration: Configuration,
+    works: Sequence[Work] = (),
+    tiers: TierPlan | None = None,
 ) -> Schedule:
     """Returns what one step takes, and when.
 
@@ -100,9 +110,12 @@ def schedule(
         target: The machine.
         dtype: That it is computed in.
         configuration: Its shapes.
+        works: What one device does of each operation; wanted with `tiers`.
+        tiers: Where buffers are; without it none is in DDR.
     """
+    ddr = _ddr_seconds(sections, works, tiers, target) if tiers else [0.0] * len(sections.launches)
     host = target.compute.sequence_seconds * (configuration.batch - 1)
-    steps = tuple(_steps(traced, plan, sections, target, host))
+    steps = tuple(_steps(traced, plan, sections, target, host, ddr))
     seconds = sum(step.seconds for step in steps)
     compute = sections.total("flops") / peak_flops_per_s(target, dtype) / len(plan.stages)
     moved = sections.total("read_bytes") + sections.total("written_bytes")
@@ -123,23 +136,54 @@ def schedule(
         flops=sections.total("flops"),
         busy_compute=min(1.0, compute / seconds) if seconds else 0.0,
         busy_memory=min(1.0, memory / seconds) if seconds else 0.0,
-        bound_seconds=sections.bound_seconds(),
+        bound_seconds=_bound_seconds(sections, ddr),
         steps=steps,
     )
 
 
-def _steps(traced: Traced, plan: Partition, sections: Sections, target: Target, host: float) -> Iterator[Step]:
+def _ddr_seconds(sections: Sections, works: Sequence[Work], tiers: TierPlan, target: Target) -> list[float]:
+    """Returns of each launch the time of what it reads and writes in DDR, which overlaps with all else in a kernel."""
+    spilled = {buffer.value for stage in tiers.stages for buffer in stage.buffers if buffer.tier == "ddr"}
+    if not spilled:
+        return [0.0] * len(sections.launches)
+    rate = target.tiers["ddr"].sustained_bytes_per_s
+    times: list[float] = []
+    for launch in sections.launches:
+        section = sections.sections[launch.section]
+        inside = works[launch.begin : launch.begin + section.end - section.begin]
+        touches = {(touch.buffer, touch.bytes) for work in inside for touch in (*work.reads, *work.writes)}
+        times.append(sum(size for buffer, size in touches if buffer in spilled) / rate)
+    return times
+
+
+def _bound_seconds(sections: Sections, ddr: Sequence[float]) -> dict[Bound, float]:
+    seconds = dict.fromkeys(BOUNDS, 0.0)
+    for launch, spilled in zip(sections.launches, ddr, strict=True):
+        section = sections.sections[launch.section]
+        more = max(0.0, spilled - _kernel_seconds(section))
+        bound = "ddr" if spilled > max(section.terms.values()) else section.bound
+        seconds[bound] += section.seconds + more
+    return seconds
+
+
+def _kernel_seconds(section: Section) -> float:
+    return section.seconds - section.launch_seconds - section.network_seconds
+
+
+def _steps(
+    traced: Traced, plan: Partition, sections: Sections, target: Target, host: float, ddr: Sequence[float]
+) -> Iterator[Step]:
     cuts = [stage.begin for stage in plan.stages[1:]]
     handed = handed_over_bytes(traced.graph, plan.sharding, cuts) if cuts else []
     now, stage = 0.0, 0
-    for launch in sections.launches:
+    for launch, spilled in zip(sections.launches, ddr, strict=True):
         while stage < len(cuts) and launch.begin >= cuts[stage]:
             seconds = collective_seconds("permute", handed[stage], 2, target.network)
             stage += 1
             yield Step("handover", now, seconds, stage, None, None)
             now += seconds
         section = sections.sections[launch.section]
-        kernel = section.seconds - section.launch_seconds - section.network_seconds
+        kernel = max(_kernel_seconds(section), spilled)
         parts: tuple[tuple[StepKind, float], ...] = (
             ("launch", section.launch_seconds),
             ("kernel", kernel),

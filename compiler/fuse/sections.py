@@ -17,8 +17,8 @@ __all__ = ["BOUNDS", "MODES", "Bound", "Flow", "Launch", "Mode", "Orchestration"
 Mode: TypeAlias = Literal["o0", "o1", "o3"]
 MODES: tuple[Mode, ...] = ("o0", "o1", "o3")
 Orchestration: TypeAlias = Literal["hardware", "software"]
-Bound: TypeAlias = Literal["compute", "sram", "hbm", "network", "launch"]
-BOUNDS: tuple[Bound, ...] = ("compute", "sram", "hbm", "network", "launch")
+Bound: TypeAlias = Literal["compute", "sram", "hbm", "ddr", "network", "launch"]
+BOUNDS: tuple[Bound, ...] = ("compute", "sram", "hbm", "ddr", "network", "launch")  # ddr: if buffers were spilled
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Section:
             "compute": self.compute_seconds,
             "sram": self.sram_seconds,
             "hbm": self.hbm_seconds,
+            "ddr": 0.0,
             "network": self.network_seconds,
             "launch": self.launch_seconds,
         }
