@@ -16,6 +16,7 @@ __all__ = ["Insight", "Topic", "insights", "share_text", "times"]
 
 Topic: TypeAlias = Literal["time", "what if", "memory", "network", "chip", "energy", "optimality"]
 _SAME = 0.01  # changes below are told as none
+_ALL = 0.9995  # shares above are told as all
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,13 @@ _NAMES = {
 def _bounds(seen: Inspection) -> Iterator[Insight]:
     timed = seen.schedule
     bound, seconds = max(timed.bound_seconds.items(), key=lambda item: item[1])
+    share, whole = seconds / timed.seconds, format_seconds(timed.seconds)
+    of_step = f"{share_text(share)} of a step ({format_seconds(seconds)} of {whole})"
+    if share > _ALL:
+        of_step = f"Practically all of a step ({whole})"
     yield Insight(
         "time",
-        f"{share_text(seconds / timed.seconds)} of a step ({format_seconds(seconds)} of {format_seconds(timed.seconds)}) "
-        f"is in kernels bound by {_NAMES[bound]}.",
+        f"{of_step} is in kernels bound by {_NAMES[bound]}.",
         "the schedule: time of each kernel by what bounds it",
     )
     section = seen.by_time[0]
