@@ -56,6 +56,8 @@ class Fuser:
         target: Target,
         dtype: str,
         orchestration: Orchestration = "hardware",
+        *,
+        remakes: bool = True,
     ) -> None:
         """Takes the work of all operations.
 
@@ -65,6 +67,7 @@ class Fuser:
             target: The machine.
             dtype: That products are computed in.
             orchestration: Who launches kernels.
+            remakes: Whether results that are cheap to make again are made again where they are read.
         """
         self.works, self.outputs, self.target = works, outputs, target
         launch = target.compute.launch_seconds
@@ -77,7 +80,7 @@ class Fuser:
             for touch in work.reads:
                 self.last_reads[touch.buffer] = place
             for touch in work.writes:
-                if touch.buffer not in outputs and self._is_cheap(work, touch.bytes):
+                if remakes and touch.buffer not in outputs and self._is_cheap(work, touch.bytes):
                     self.remade[touch.buffer] = place
                 else:
                     self.remade.pop(touch.buffer, None)

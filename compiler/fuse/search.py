@@ -65,7 +65,7 @@ def cut_into_sections(
     graph = skeleton.traced.graph
     roots = buffer_roots(graph)
     outputs = frozenset(roots.get(value, value) for value in graph.outputs)
-    fuser = Fuser(works, outputs, target, dtype, orchestration)
+    fuser = Fuser(works, outputs, target, dtype, orchestration, remakes=mode == "o3")
     sections: list[Section] = []
     launches: list[Launch] = []
     for begin, period, repetitions in _stretches(skeleton):

@@ -8,7 +8,9 @@ import pytest
 from benchmarks import published
 
 
-@pytest.mark.parametrize("rows", ["benchmarks", "speeds", "switches", "composition", "throughputs", "llama_3_8b"])
+@pytest.mark.parametrize(
+    "rows", ["intensities", "benchmarks", "speeds", "switches", "composition", "throughputs", "llama_3_8b"]
+)
 def test_ours_is_where_the_published_figure_says(rows: str) -> None:
     if rows == "llama_3_8b" and not published.MEASURED.is_file():
         pytest.skip("the measured latencies are not here")

@@ -45,7 +45,7 @@ def test_an_instance_is_solved_within_its_limit(name: str, tmp_path: Path) -> No
     )
     assert found.is_allowed
     assert found.cost == answer["cost"] <= 1.05 * known_cost
-    assert bound <= answer["lower_bound"] <= found.cost
+    assert bound * (1 - 1e-10) <= answer["lower_bound"] <= found.cost  # sums of a million doubles, in another order
     assert bound >= least_bound - 0.5
     assert seconds <= limit_seconds
     if name in "BG":
