@@ -4,13 +4,14 @@
       priority: 20                    # higher ones are tried first
       heuristic: SAFE_GEMM            # accepted, and without effect: the chip's units decide here
       pattern:
-        gate:   {op_type: linear}
+        gate:   {op_type: linear, child: act}
         act:    {op_type: logistic, required: false}
         up:     {op_type: [linear, mul]}
       match_first_option: true        # of alternatives, the first that matches instead of the longest
 
-A pattern's steps match consecutive operations, views aside, by the names that `plait compile --graph` shows; a step
-that is not required may be missing, and one with several `op_type`s matches any of them.
+A pattern's steps match consecutive operations, views aside, by the names that `plait compile --graph` shows, in any
+case, and `gemm` matches all products; a step that is not required may be missing, and one with several `op_type`s
+matches any of them. `child` may name the step that follows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from .work import Work
 
 __all__ = ["FusionRule", "PatternStep", "read_rules", "ruled_cuts"]
 
+_PRODUCTS = ("linear", "dot_general")
+_GENERAL_PRODUCTS = ("gemm", "matmul")
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -43,6 +46,12 @@ class PatternStep:
 
     op_type: Annotated[tuple[str, ...], pydantic.BeforeValidator(_listed)]
     required: bool = True
+    child: Annotated[tuple[str, ...], pydantic.BeforeValidator(_listed)] = ()  # names of later steps
+
+    def matches(self, name: str) -> bool:
+        """Whether an operation of this name is one of those that are meant."""
+        wanted = {each.lower() for each in self.op_type}
+        return name.lower() in wanted or (name in _PRODUCTS and not wanted.isdisjoint(_GENERAL_PRODUCTS))
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class FusionRule:
             return [place]
         step, *rest = steps
         ends: list[int] = []
-        if place < len(names) and names[place] in step.op_type:
+        if place < len(names) and step.matches(names[place]):
             ends += self._ends(names, place + 1, tuple(rest))
         if not step.required:
             ends += self._ends(names, place, tuple(rest))
@@ -94,8 +103,15 @@ def read_rules(path: Path) -> tuple[FusionRule, ...]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "top level"
         raise ConfigurationError(f"fusion rules {path}: {where}: {first['msg']}") from None
-    if empty := [name for name, rule in rules.items() if not rule.pattern]:
-        raise ConfigurationError(f"fusion rules {path}: {empty[0]} has no pattern")
+    for name, rule in rules.items():
+        labels = list(rule.pattern)
+        if not labels:
+            raise ConfigurationError(f"fusion rules {path}: {name} has no pattern")
+        for place, step in enumerate(rule.pattern.values()):
+            if unknown := set(step.child) - set(labels[place + 1 :]):
+                raise ConfigurationError(
+                    f"fusion rules {path}: {name}: child {min(unknown)!r} of {labels[place]!r} is no later step"
+                )
     return tuple(sorted(rules.values(), key=lambda rule: -rule.priority))
 
 
