@@ -36,6 +36,7 @@ from .run import run as run_model
 from .serve import serve
 from .simulate import simulate
 from .solve import solve
+from .sweep import sweep
 from .targets import targets
 from .verify import verify
 
@@ -50,6 +51,7 @@ _COMMANDS = {
     "explain": explain,
     "inspect": inspect,
     "diff": diff,
+    "sweep": sweep,
     "convert": convert,
     "bundle": bundle,
     "check": check,

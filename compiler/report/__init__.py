@@ -9,5 +9,6 @@ it against. Every number in a report is one of these, or is computed from them; 
 
 from .insights import Insight, insights
 from .inspection import Inspection, inspect_plan
+from .sweep import Sweep, sweep
 
-__all__ = ["Insight", "Inspection", "insights", "inspect_plan"]
+__all__ = ["Insight", "Inspection", "Sweep", "insights", "inspect_plan", "sweep"]

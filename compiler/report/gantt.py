@@ -14,6 +14,7 @@ from markupsafe import Markup
 from ..fuse.sections import BOUNDS, Section
 from ..schedule import Step, StepKind
 from ..text import format_bytes, format_seconds
+from .insights import BOUND_NAMES
 from .inspection import Inspection
 from .roofline import kernel_seconds
 from .svg import Scale, element, number, picture, rectangles, text, ticks
@@ -123,7 +124,7 @@ def time_bar(seen: Inspection) -> Markup:
     """Returns one bar: a step's time, by what bounds the kernels, and what is beside them."""
     timed = seen.schedule
     parts: list[tuple[str, str, float]] = [
-        (bound, f"kernels bound by {bound}", timed.bound_seconds.get(bound, 0.0)) for bound in BOUNDS
+        (bound, f"kernels bound by {BOUND_NAMES[bound]}", timed.bound_seconds.get(bound, 0.0)) for bound in BOUNDS
     ]
     parts += [("network", "hand-over between stages", timed.handover_seconds), ("launch", "host", timed.host_seconds)]
     scale = Scale(0.0, sum(seconds for _, _, seconds in parts) or 1.0, 0.0, _WIDTH)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..cost import peak_flops_per_s
+from ..fuse.sections import Bound
 from ..schedule import Schedule
 from ..text import format_bytes, format_seconds
 from .inspection import Inspection
 from .variants import Variant
 
-__all__ = ["Insight", "Topic", "insights", "share_text", "times"]
+__all__ = ["BOUND_NAMES", "Insight", "Topic", "insights", "share_text", "times"]
 
 Topic: TypeAlias = Literal["time", "what if", "memory", "network", "chip", "energy", "optimality"]
 _SAME = 0.01  # changes below are told as none
@@ -42,7 +43,7 @@ def insights(seen: Inspection) -> tuple[Insight, ...]:
     )
 
 
-_NAMES = {
+BOUND_NAMES: Mapping[Bound, str] = {
     "compute": "compute",
     "sram": "SRAM",
     "hbm": "HBM",
@@ -61,7 +62,7 @@ def _bounds(seen: Inspection) -> Iterator[Insight]:
         of_step = f"Practically all of a step ({whole})"
     yield Insight(
         "time",
-        f"{of_step} is in kernels bound by {_NAMES[bound]}.",
+        f"{of_step} is in kernels bound by {BOUND_NAMES[bound]}.",
         "the schedule: time of each kernel by what bounds it",
     )
     section = seen.by_time[0]

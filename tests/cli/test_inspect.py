@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from plait.compiler.pipeline import Parallelism, compile_model
     from plait.compiler.subject import read_subject
     from plait.compiler.target import load_target
+    from plait.models.config import DecoderConfig
 
+    config = read_subject("smollm2-360m", base=Path()).config
+    assert isinstance(config, DecoderConfig)
     directory = tmp_path_factory.mktemp("plans") / "plan"
     compile_model(
-        read_subject("smollm2-360m", base=Path()).config,
+        replace(config, num_layers=4),
         Configuration("decode", 1, 1, 512),
         dtype="bfloat16",
         target=load_target("sn40l-8"),

@@ -23,6 +23,7 @@ COMMANDS = (
     "explain",
     "inspect",
     "diff",
+    "sweep",
     "convert",
     "bundle",
     "check",

@@ -12,15 +12,23 @@ from plait.compiler.pipeline import Compilation, Parallelism, compile_model
 from plait.compiler.report.inspection import Inspection, inspect_plan
 from plait.compiler.subject import read_subject
 from plait.compiler.target import load_target
+from plait.models.config import DecoderConfig, ModelConfig
 
 MODEL = "smollm2-360m"  # of the zoo
+
+
+def small_model() -> ModelConfig:
+    """Returns a decoder of a few layers."""
+    config = read_subject(MODEL, base=Path()).config
+    assert isinstance(config, DecoderConfig)
+    return replace(config, num_layers=6)
 
 
 def compiled(*, num_stages: int = 1, target: str = "sn40l-8") -> Compilation:
     """Returns the plan of a decode step, up to its partition."""
     parallelism = Parallelism(num_devices=4, num_stages=num_stages)
     made = compile_model(
-        read_subject(MODEL, base=Path()).config,
+        small_model(),
         Configuration("decode", 4, 1, 512),
         dtype="bfloat16",
         target=load_target(target),
@@ -28,6 +36,12 @@ def compiled(*, num_stages: int = 1, target: str = "sn40l-8") -> Compilation:
         stop_after="partition",
     )
     return replace(made, memory=None, cost=None)
+
+
+@pytest.fixture(scope="session")
+def config() -> ModelConfig:
+    """The model of all plans."""
+    return small_model()
 
 
 @pytest.fixture(scope="session")
