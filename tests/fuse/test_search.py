@@ -18,6 +18,7 @@ from plait.compiler.fuse.pipeline import Fuser
 from plait.compiler.fuse.rules import FusionRule, PatternStep
 from plait.compiler.fuse.search import cheapest
 from plait.compiler.fuse.work import works_of
+from plait.compiler.graph import Graph
 from plait.compiler.mesh import Mesh
 from plait.compiler.partition.result import Partition
 from plait.compiler.partition.search import partition
@@ -128,10 +129,10 @@ def test_the_scores_of_attention_never_go_through_hbm() -> None:
 
 def test_the_cheapest_of_all_cuts_is_found(decode) -> None:
     bones, plan, _ = decode
-    graph = bones.traced.graph
+    graph: Graph = bones.traced.graph
     run = bones.merged.runs[0]
     roots = buffer_roots(graph)
-    outputs = frozenset(int(roots.get(value, value)) for value in graph.outputs)
+    outputs = frozenset(roots.get(value, value) for value in graph.outputs)
     works = works_of(bones, plan.sharding, NODE, DTYPE)
     small = replace(NODE, chip=Chip(3, 4, 1 << 20, 1e9, 64.0, 64.0))
     fuser = Fuser(works, outputs, small, DTYPE)
