@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -26,6 +27,10 @@ _FIRST_ENTRIES = 12_000  # of a neighbourhood
 _QUICK_SECONDS, _SLOW_SECONDS = 2.0, 8.0  # of a decision
 _GROWTH, _SHRINKAGE = 1.25, 0.7  # of neighbourhoods after quick and slow ones
 _SPREAD = 1e-3  # of the weight of drawing a node that all have
+_WIDE_LABELS = (
+    24  # of a node on average: from there on whole neighbourhoods have few nodes, so that labels are left out
+)
+_MOST_LABELS = (4, 8, 16, 1 << 30)  # of a node then, the most promising ones: in turn
 
 
 def solve_large(core: Core, best: Best, deadline: float, progress: Progress) -> Dual:
@@ -63,28 +68,41 @@ def _round(ascent: Ascent, search: Search, best: Best) -> None:
 
 def _explore(core: Core, ascent: Ascent, search: Search, best: Best, deadline: float, progress: Progress) -> None:
     excess = ascent.reduced_costs()
-    everything = np.arange(len(core.nodes))
-    size, whole_gap = float(_FIRST_ENTRIES), np.inf
+    everything, ranks = np.arange(len(core.nodes)), _ranks(core, excess)
+    is_wide = len(core.costs) > _WIDE_LABELS * len(core.nodes)
+    sizes = dict.fromkeys(_MOST_LABELS if is_wide else _MOST_LABELS[-1:], float(_FIRST_ENTRIES))
+    turns, whole_gap = itertools.cycle(sizes), np.inf
     while time.monotonic() < deadline and not best.is_optimal and best.places is not None:
         # What costs more than the gap above the bound is in no better assignment.
         gap = best.cost - best.bound
         allowed = excess <= gap + 1e-9 * abs(best.cost)
         is_whole = gap < _CLOSED * whole_gap and _num_entries(core, allowed) <= _MAX_WHOLE
+        most = next(turns)
+        chosen = allowed if is_whole else allowed & (ranks < most)
         if is_whole:
             nodes, limit, whole_gap = everything, deadline - _WHOLE_RESERVE * (deadline - time.monotonic()), gap
         else:
-            nodes = search.neighbourhood(_weights(core, excess, best.places), int(size))
+            nodes = search.neighbourhood(_weights(core, excess, best.places), int(sizes[most]), chosen)
             limit = min(time.monotonic() + _SLOW_SECONDS, deadline)
         begin = time.monotonic()
-        places, is_done = search.decide(nodes, best.places, allowed, limit, best.tolerance)
+        places, is_done = search.decide(nodes, best.places, chosen, limit, best.tolerance)
         if places is not None:
             best.offer(places)
-        if is_done and len(nodes) == len(everything):
+        if is_done and len(nodes) == len(everything) and chosen.sum() == allowed.sum():
             best.prove(best.cost)
         elif not is_whole:
             is_quick = time.monotonic() - begin < _QUICK_SECONDS
-            size *= _SHRINKAGE if not is_done else _GROWTH if is_quick else 1.0
+            sizes[most] *= _SHRINKAGE if not is_done else _GROWTH if is_quick else 1.0
         progress("improving", best.cost, best.bound)
+
+
+def _ranks(core: Core, excess: np.ndarray) -> np.ndarray:
+    """Returns of each label how many of its node are more promising."""
+    node = np.repeat(np.arange(len(core.nodes)), core.num_labels)
+    order = np.lexsort((excess, node))
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order)) - core.first[node[order]]
+    return ranks
 
 
 def _weights(core: Core, excess: np.ndarray, places: np.ndarray) -> np.ndarray:

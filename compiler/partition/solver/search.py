@@ -77,9 +77,17 @@ class Search:
             if not num_moves:
                 return
 
-    def neighbourhood(self, weights: np.ndarray, num_entries: int) -> np.ndarray:
-        """Returns nodes around one that is drawn by weight, as many as have about so many entries, ascending."""
+    def neighbourhood(self, weights: np.ndarray, num_entries: int, allowed: np.ndarray) -> np.ndarray:
+        """Returns nodes around one that is drawn by weight, as many as have about so many entries, ascending.
+
+        Args:
+            weights: [nodes].
+            num_entries: Of the edges, between allowed labels.
+            allowed: [labels].
+        """
         core = self._core
+        counts = np.maximum(np.add.reduceat(allowed.astype(np.int64), core.first[:-1]), 1)
+        entries = (counts[core.source] * counts[core.target]).tolist()
         total = float(weights.sum())
         chances = weights / total if total > 0 else None
         found: dict[int, None] = {}
@@ -94,7 +102,7 @@ class Search:
                 continue
             found[node] = None
             near = self.near[node]
-            size += sum(int(core.entry[edge + 1] - core.entry[edge]) for edge in near) // 2 + 1
+            size += sum(entries[edge] for edge in near) // 2 + 1
             others = [int(core.source[edge] + core.target[edge]) - node for edge in near]
             self._random.shuffle(others)
             queue.extend(others[:20])
