@@ -188,7 +188,7 @@ def device_map(seen: Inspection) -> Markup:
     used = min(across, len(plan.stages))
     down = -(-len(plan.stages) // across)
     width = max(used * block[0] - 24, 16 * _DEVICE)
-    return picture(width, down * block[1], *parts, label="devices", most=width * 1.1)
+    return picture(width, down * block[1], *parts, label="devices", class_="devices", most=width * 1.1)
 
 
 def _columns(mesh: Mesh, num_stages: int) -> int:

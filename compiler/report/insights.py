@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from ..cost import peak_flops_per_s
 from ..fuse.sections import Bound
+from ..implementations import implementations_for
 from ..schedule import Schedule
 from ..text import format_bytes, format_seconds
 from .inspection import Inspection
@@ -32,6 +33,7 @@ class Insight:
 def insights(seen: Inspection) -> tuple[Insight, ...]:
     """Returns what a plan says, what matters most first."""
     return (
+        *_runs(seen),
         *_bounds(seen),
         *_compute(seen),
         *(insight for variant in seen.variants for insight in _variant(seen, variant)),
@@ -51,6 +53,17 @@ BOUND_NAMES: Mapping[Bound, str] = {
     "network": "collectives",
     "launch": "launching",
 }
+
+
+def _runs(seen: Inspection) -> Iterator[Insight]:
+    """Says of a target that runs that its kernels are a model only."""
+    target = seen.compilation.target
+    if implementations_for(target):
+        yield Insight(
+            "time",
+            f"{target.name} runs a step as one program: these kernels are those of a device that launches each.",
+            "the target, for which programs are lowered",
+        )
 
 
 def _bounds(seen: Inspection) -> Iterator[Insight]:
@@ -190,23 +203,25 @@ def _memory(seen: Inspection) -> Iterator[Insight]:
     fullest = max(plan.stages, key=lambda stage: stage.footprint.total).footprint
     limit = plan.budget_bytes or seen.compilation.target.tiers["hbm"].usable_bytes
     text = f"The fullest device holds {format_bytes(fullest.total)} of {format_bytes(limit)}"
+    basis = "live ranges of the fullest device"
     shapes = seen.compilation.configuration
     left = limit - fullest.total
     if fullest.cache and left > 0:
         tokens = left * shapes.context * shapes.batch / fullest.cache
         text += f"; what is left would be KV cache for about {tokens:,.0f} more tokens"
-    yield Insight("memory", f"{text}.", "live ranges of the fullest device; caches per token as they are divided now")
+        basis += "; caches per token as they are divided now"
+    yield Insight("memory", f"{text}.", basis)
 
 
 def _chip(seen: Inspection) -> Iterator[Insight]:
     busiest = seen.placement.bottleneck
     if busiest is None:
         return
-    slows = "which slows it" if busiest.max_utilisation > 1 else "so routing slows nothing"
+    slows = "more than it carries, which is not in that section's time" if busiest.max_utilisation > 1 else None
     yield Insight(
         "chip",
         f"The busiest link between tiles is at {busiest.max_utilisation:.0%} while section {busiest.section} streams "
-        f"({busiest.mean_utilisation:.1%} on average over all links), {slows}.",
+        f"({busiest.mean_utilisation:.1%} on average over all links), {slows or 'so routing slows nothing'}.",
         "routes of the placement, at the link's bytes a cycle",
     )
 
@@ -229,7 +244,7 @@ def _optimality(seen: Inspection) -> Iterator[Insight]:
     found = "proven best" if plan.gap < 1e-6 else f"at most {plan.gap:.1%} from the best"
     yield Insight(
         "optimality",
-        f"The layout is {found} on its mesh; {len(plan.tried)} combinations of meshes and stages were tried.",
+        f"The layout is {found} on its mesh; combinations of meshes and stages that were tried: {len(plan.tried)}.",
         "lower bound of the sharding problem",
     )
     tier = seen.compilation.target.tiers["hbm"]

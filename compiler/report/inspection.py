@@ -7,6 +7,7 @@ target again, which takes a second; other plans and remedies are looked for unti
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from ..fuse.work import Work
 from ..mapping import Mapped, map_step
 from ..partition.blame import Reshard
 from ..partition.explain import explain
-from ..partition.names import component_of
 from ..partition.pins import resolve_pins
 from ..partition.result import Partition
 from ..pipeline import Compilation
@@ -30,6 +30,7 @@ __all__ = ["Inspection", "inspect_plan", "module_of"]
 
 _NUM_REMEDIES = 3  # reshards for which what removes them is looked for
 _SHARE_OF_REMEDIES = 0.4  # of the time that there is
+_NUMBER = re.compile(r"\.\d+")  # of a layer
 _MOST_NAMES = 3  # of modules in a title
 
 
@@ -103,7 +104,7 @@ def module_of(works: Sequence[Work], *, is_pattern: bool = False) -> str:
         works: The operations.
         is_pattern: Name all layers alike, with `*` for a number.
     """
-    named = [component_of(work.path) if is_pattern else work.path for work in works if not work.is_view]
+    named = [_NUMBER.sub(".*", work.path) if is_pattern else work.path for work in works if not work.is_view]
     paths = [tuple(part for part in path.split("/") if part) for path in named]
     paths = [path for path in paths if path]
     if not paths:

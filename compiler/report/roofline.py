@@ -23,7 +23,8 @@ __all__ = ["Roof", "roofline", "roofs"]
 _WIDTH, _HEIGHT = 700.0, 430.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 16.0, 16.0, 44.0
 _LARGEST, _SMALLEST = 15.0, 4.0  # radii
-_LABEL = 15.0  # height of one
+_LABEL, _LETTER = 15.0, 6.6  # height of a label, width of a letter
+_LEAST_NAMED, _MOST_NAMED = 0.01, 8  # share of a step, and how many points have names
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def roofline(seen: Inspection) -> Markup | None:
         _HEIGHT,
         *_axes(x, y),
         *(_roof_line(roof, limits[0].flops_per_s, x, y) for roof in limits),
-        *_points(seen, shown, x, y),
+        *_points(seen, shown, limits[0].flops_per_s, x, y),
         label="roofline of one device",
     )
 
@@ -86,7 +87,7 @@ def _scales(shown: list[Section], limits: list[Roof]) -> tuple[Scale, Scale]:
     ridge = limits[0].flops_per_s / limits[1].at(1.0)
     intensities = [section.intensity for section in shown]
     reached = [section.flops / kernel_seconds(section) for section in shown]
-    low, high = min(*intensities, ridge / 100) / 3, max(*intensities, ridge) * 6
+    low, high = min(*intensities, ridge / 100) / 3, max(*intensities, ridge) * 25
     bottom, top = min(*reached, limits[1].at(low)) / 2, limits[0].flops_per_s * 2.5
     return (
         Scale(low, high, _LEFT, _WIDTH - _RIGHT, is_log=True),
@@ -165,8 +166,9 @@ def _slope_name(roof: Roof, begin: float, end: float, x: Scale, y: Scale) -> Mar
     )
 
 
-def _points(seen: Inspection, shown: list[Section], x: Scale, y: Scale) -> Iterator[Markup]:
-    taken: list[tuple[float, float]] = []
+def _points(seen: Inspection, shown: list[Section], peak: float, x: Scale, y: Scale) -> Iterator[Markup]:
+    taken: list[float] = []
+    highest = y(peak) + _LABEL
     for section in shown:
         share = seen.share(section)
         reached = section.flops / kernel_seconds(section)
@@ -178,17 +180,20 @@ def _points(seen: Inspection, shown: list[Section], x: Scale, y: Scale) -> Itera
             f"{format_seconds(kernel_seconds(section))} a launch, x {seen.sections.counts[section.id]}"
         )
         yield element("circle", cx=across, cy=up, r=radius, class_=f"point {section.bound}", data_tip=tip)
-        place = _free(taken, up + 4)
-        if share >= 0.01 and place is not None and len(taken) < 10:
-            label_x = across + _LARGEST + 8
-            taken.append((label_x, place))
-            yield text(label_x, place, f"{section.id}  {seen.title(section)}", class_="label")
+        place = _free(taken, up + 4, highest)
+        if share >= _LEAST_NAMED and place is not None and len(taken) < _MOST_NAMED:
+            taken.append(place)
+            name = f"{section.id}  {seen.title(section)}"
+            is_left = across + radius + 8 + _LETTER * len(name) > _WIDTH
+            beside = across - radius - 8 if is_left else across + radius + 8
+            anchor = "end" if is_left else "start"
+            yield text(beside, place, name, anchor=anchor, class_="label")
 
 
-def _free(taken: list[tuple[float, float]], wanted: float) -> float | None:
-    """Returns the height nearest to a wanted one at which no label is."""
-    for step in range(12):
-        for place in (wanted + step * _LABEL / 2, wanted - step * _LABEL / 2):
-            if all(abs(place - other) >= _LABEL for _, other in taken) and _TOP + 24 < place < _HEIGHT - _BOTTOM - 4:
-                return place
+def _free(taken: list[float], wanted: float, highest: float) -> float | None:
+    """Returns the height nearest below a wanted one at which no label is: nothing else is below the roofs."""
+    for step in range(24):
+        place = max(wanted, highest) + step * _LABEL / 2
+        if place < _HEIGHT - _BOTTOM - 4 and all(abs(place - other) >= _LABEL for other in taken):
+            return place
     return None

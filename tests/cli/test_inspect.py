@@ -46,6 +46,7 @@ def test_programs_get_json(plait, plan) -> None:
 
 def test_files_are_written_whole(plait, plan, tmp_path) -> None:
     files = {
+        "--html": tmp_path / "plan.html",
         "--perfetto": tmp_path / "trace.json",
         "--csv": tmp_path / "reports",
         "--model-explorer": tmp_path / "graph.json",
@@ -56,13 +57,14 @@ def test_files_are_written_whole(plait, plan, tmp_path) -> None:
     assert outcome.data["files"] == [str(path) for path in files.values()]
     assert json.loads(files["--perfetto"].read_bytes())["traceEvents"]
     assert json.loads(files["--model-explorer"].read_bytes())["graphs"]
+    assert files["--html"].read_text().rstrip().endswith("</html>")
     assert files["--dot"].read_text().startswith("digraph ")
     with (files["--csv"] / "section_report.csv").open() as text:
         assert len(list(csv.DictReader(text))) >= 2
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.parametrize("option", ["--perfetto", "--model-explorer", "--dot"])
+@pytest.mark.parametrize("option", ["--html", "--perfetto", "--model-explorer", "--dot"])
 def test_a_directory_is_not_written_over(plait, plan, tmp_path, option: str) -> None:
     complaint = plait("inspect", plan, "--time-limit", "0", option, tmp_path).complaint()
     assert f"it is a directory; {option} takes a file" in complaint

@@ -26,7 +26,7 @@ def small_model() -> ModelConfig:
 
 def compiled(*, num_stages: int = 1, target: str = "sn40l-8") -> Compilation:
     """Returns the plan of a decode step, up to its partition."""
-    parallelism = Parallelism(num_devices=4, num_stages=num_stages)
+    parallelism = Parallelism(num_devices=1 if target == "cpu" else 4, num_stages=num_stages)
     made = compile_model(
         small_model(),
         Configuration("decode", 4, 1, 512),
@@ -54,6 +54,12 @@ def seen() -> Inspection:
 def staged() -> Inspection:
     """A plan of two pipeline stages of two sockets."""
     return inspect_plan(compiled(num_stages=2), time_limit_seconds=0.0)
+
+
+@pytest.fixture(scope="session")
+def running() -> Inspection:
+    """A plan for a target that runs programs."""
+    return inspect_plan(compiled(target="cpu"), time_limit_seconds=0.0)
 
 
 @pytest.fixture(scope="session")
