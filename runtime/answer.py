@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .events import Reply, Timing
-from .request import Piece, Usage
+from .request import FinishReason, Piece, TokenLogprobs, TokenScore, Usage
 from .tokenizer import Detokenizer, StopMatcher, Tokenizer
 
 __all__ = ["Answer"]
@@ -17,9 +19,20 @@ class Answer:
         stops: Strings before the first of which the answer ends.
         num_prompt: Tokens of the prompt.
         submitted_at: When the request was submitted, in the clock that `push` is given.
+        min_tokens: Stop strings that are complete before so many tokens are text like any other.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], num_prompt: int, submitted_at: float) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: tuple[str, ...],
+        num_prompt: int,
+        submitted_at: float,
+        *,
+        min_tokens: int = 0,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._min_tokens = min_tokens
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(stops)
         self._num_prompt = num_prompt
@@ -28,33 +41,48 @@ class Answer:
         self._timing: Timing | None = None
         self._num_tokens = 0
         self._unsent: list[int] = []  # tokens whose text is not final yet
+        self._unsent_logprobs: list[TokenLogprobs] = []  # of these, where they were asked for
 
-    def push(self, reply: Reply, now: float) -> Piece | None:
+    def push(self, reply: Reply, now: float, logprobs: Sequence[Sequence[tuple[int, float]]] = ()) -> Piece | None:
         """Returns the piece that a reply makes final, or None if it makes none.
 
         The piece has a finish reason if the answer is over: because the reply says so, or because a stop string came.
+
+        Args:
+            reply: The scheduler's.
+            now: The clock's time.
+            logprobs: For each token of the reply, (token, logarithm of its probability): its own, then the likeliest.
         """
         self._timing = reply.timing or self._timing
         if reply.tokens and self._first_token_at is None:
             self._first_token_at = now
         text = ""
-        for token in reply.tokens:
+        for index, token in enumerate(reply.tokens):
             self._num_tokens += 1
             self._unsent.append(token)
-            part, is_stopped = self._stops.push(self._detokenizer.push(token))
+            if logprobs:
+                self._unsent_logprobs.append(self._scored(logprobs[index]))
+            part, is_stopped = self._until_stop(self._detokenizer.push(token))
             text += part
             if is_stopped:
-                return Piece(text, self._take_tokens(), "stop", self._usage(now))
+                return self._piece(text, "stop", now)
         if reply.finish_reason is None:
-            return Piece(text, self._take_tokens()) if text else None
-        part, is_stopped = self._stops.push(self._detokenizer.flush())
+            return self._piece(text) if text else None
+        part, is_stopped = self._until_stop(self._detokenizer.flush())
         text += part if is_stopped else part + self._stops.flush()
-        reason = "stop" if is_stopped else reply.finish_reason
-        return Piece(text, self._take_tokens(), reason, self._usage(now))
+        return self._piece(text, "stop" if is_stopped else reply.finish_reason, now)
 
-    def _take_tokens(self) -> tuple[int, ...]:
-        taken, self._unsent = tuple(self._unsent), []
-        return taken
+    def _until_stop(self, text: str) -> tuple[str, bool]:
+        return (text, False) if self._num_tokens < self._min_tokens else self._stops.push(text)
+
+    def _piece(self, text: str, reason: FinishReason | None = None, now: float = 0.0) -> Piece:
+        tokens, self._unsent = tuple(self._unsent), []
+        logprobs, self._unsent_logprobs = tuple(self._unsent_logprobs), []
+        return Piece(text, tokens, reason, None if reason is None else self._usage(now), logprobs)
+
+    def _scored(self, row: Sequence[tuple[int, float]]) -> TokenLogprobs:
+        drawn, *likeliest = (TokenScore(token, self._tokenizer.token_bytes(token), logprob) for token, logprob in row)
+        return TokenLogprobs(drawn, tuple(likeliest))
 
     def _usage(self, now: float) -> Usage:
         timing = self._timing

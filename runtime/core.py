@@ -41,7 +41,7 @@ from .events import (
     TransferFailed,
     TransferProgressed,
 )
-from .executor import JaxExecutor
+from .executor import JaxExecutor, Logprobs
 from .metrics import Metrics
 from .scheduler import Scheduler
 from .tiers import Moved, TransferRecord
@@ -58,6 +58,7 @@ class Outcome:
 
     reply: Reply
     vectors: tuple[np.ndarray, ...] = ()  # with the end of an embedding request, in the order of its sequences
+    logprobs: tuple[Logprobs, ...] = ()  # of each of the reply's tokens, where they were asked for
 
 
 Sink: TypeAlias = Callable[[Outcome], None]
@@ -215,6 +216,7 @@ class EngineCore:
             item = TransferDone(item.transfer.transfer_id)
         if isinstance(item, Cancel):
             self._forget_vectors(item.request_id)
+            self._executor.logprobs.pop(item.request_id, None)
         self._perform(self._scheduler.handle(item, self._clock.now()))
         self._settle()
 
@@ -258,6 +260,7 @@ class EngineCore:
             if is_last:
                 self._clients.pop(reply.request_id, None)
         vectors = self._forget_vectors(reply.request_id) if is_last else ()
+        logprobs = self._executor.logprobs.pop(reply.request_id, [])[: len(reply.tokens)]  # an end is no token
         if client is None:
             return
         if reply.tokens:
@@ -267,7 +270,7 @@ class EngineCore:
             self._metrics.tokens_generated(client.model, gap, len(reply.tokens))
         if reply.failure is not None:
             self._metrics.request_finished(client.model, "error")
-        client.sink(Outcome(reply, vectors))
+        client.sink(Outcome(reply, vectors, tuple(logprobs)))
 
     def _forget_vectors(self, request_id: int) -> tuple[np.ndarray, ...]:
         """Takes the finished vectors of a request out of the executor, in the order of its sequences."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import math
 import queue
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ from .events import EmbedWork, GenerateWork, Request, Sampling
 from .executor import JaxExecutor
 from .metrics import Metrics
 from .probabilities import probabilities
-from .request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams, Usage
+from .request import MAX_LOGPROBS, ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams, Usage
 from .residency import check_budget
 from .scheduler import Scheduler
 from .tiers import TransferRecord
@@ -346,15 +347,26 @@ class Runtime:
                 f"the prompt has {len(prompt)} tokens and up to {params.max_tokens or 1} were asked for; model "
                 f"{model!r} has a context of {entry.sequence}: shorten the prompt or lower max_tokens"
             )
-        _check_sampling(params)
+        _check_sampling(params, entry.config.vocab_size, room)
         defaults = entry.sampling
         sampling = Sampling(
             temperature=defaults.temperature if params.temperature is None else params.temperature,
             top_p=defaults.top_p if params.top_p is None else params.top_p,
             seed=secrets.randbits(_SEED_BITS) if params.seed is None else params.seed,
+            top_k=params.top_k,
+            min_p=params.min_p,
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+            repetition_penalty=params.repetition_penalty,
+            logit_bias=tuple(params.logit_bias.items()),
+            min_tokens=params.min_tokens,
+            ends=params.stop_token_ids,
+            ignores_eos=params.ignore_eos,
+            num_logprobs=params.logprobs,
         )
         work = GenerateWork(tuple(prompt), params.max_tokens or room, sampling)
-        answer = Answer(served.tokenizer, params.stop, len(prompt), self._clock.now())
+        now = self._clock.now()
+        answer = Answer(served.tokenizer, params.stop, len(prompt), now, min_tokens=params.min_tokens)
         return Request(next(self._ids), entry.name, work), answer
 
     def _encoding(self, model: str, inputs: Sequence[Sequence[int]], *, is_classifier: bool) -> Request:
@@ -419,7 +431,7 @@ class Runtime:
 
     def _piece(self, request: Request, answer: Answer, outcome: Outcome) -> Piece | None:
         _raise_failure(outcome)
-        piece = answer.push(outcome.reply, self._clock.now())
+        piece = answer.push(outcome.reply, self._clock.now(), outcome.logprobs)
         if piece is not None and piece.finish_reason is not None:
             self.metrics.request_finished(request.model, piece.finish_reason, piece.usage)
             self._core.release(request.id)
@@ -468,15 +480,25 @@ def _labels(entry: ModelEntry) -> tuple[str, ...]:
     return entry.config.labels if isinstance(entry.config, EncoderConfig) else ()
 
 
-def _check_sampling(params: SamplingParams) -> None:
-    if params.max_tokens is not None and params.max_tokens < 1:
-        raise InvalidRequestError(f"max_tokens is {params.max_tokens}; ask for at least 1", param="max_tokens")
-    if params.temperature is not None and not 0 <= params.temperature < float("inf"):
-        raise InvalidRequestError(f"temperature is {params.temperature}; it must be 0 or more", param="temperature")
-    if params.top_p is not None and not 0 < params.top_p <= 1:
-        raise InvalidRequestError(f"top_p is {params.top_p}; it must be above 0 and at most 1", param="top_p")
-    if params.seed is not None and not 0 <= params.seed < 1 << _SEED_BITS:
-        raise InvalidRequestError(f"seed is {params.seed}; it must have at most {_SEED_BITS} bits", param="seed")
+def _check_sampling(params: SamplingParams, vocab_size: int, room: int) -> None:
+    for name, is_right, wanted in (
+        ("max_tokens", params.max_tokens is None or params.max_tokens >= 1, "at least 1"),
+        ("temperature", params.temperature is None or 0 <= params.temperature < math.inf, "0 or more"),
+        ("top_p", params.top_p is None or 0 < params.top_p <= 1, "above 0 and at most 1"),
+        ("seed", params.seed is None or 0 <= params.seed < 1 << _SEED_BITS, f"of at most {_SEED_BITS} bits"),
+        ("top_k", params.top_k >= 0, "0, for all tokens, or more"),
+        ("min_p", 0 <= params.min_p <= 1, "between 0 and 1"),
+        ("frequency_penalty", -2 <= params.frequency_penalty <= 2, "between -2 and 2"),
+        ("presence_penalty", -2 <= params.presence_penalty <= 2, "between -2 and 2"),
+        ("repetition_penalty", 0.01 <= params.repetition_penalty <= 100, "between 0.01 and 100"),
+        ("min_tokens", 0 <= params.min_tokens <= (params.max_tokens or room), "between 0 and max_tokens"),
+        ("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+        ("stop_token_ids", all(0 <= one < vocab_size for one in params.stop_token_ids), f"below {vocab_size} each"),
+        ("logit_bias", all(0 <= one < vocab_size for one in params.logit_bias), f"of tokens below {vocab_size}"),
+        ("logit_bias", all(-100 <= one <= 100 for one in params.logit_bias.values()), "between -100 and 100 each"),
+    ):
+        if not is_right:
+            raise InvalidRequestError(f"{name} is {getattr(params, name)}; it must be {wanted}", param=name)
 
 
 def _raise_failure(outcome: Outcome) -> None:
@@ -491,4 +513,5 @@ def _gather(pieces: Sequence[Piece]) -> Completion:
     assert last.finish_reason is not None
     assert last.usage is not None
     tokens = tuple(token for piece in pieces for token in piece.token_ids)
-    return Completion("".join(piece.text for piece in pieces), tokens, last.finish_reason, last.usage)
+    logprobs = tuple(one for piece in pieces for one in piece.logprobs)
+    return Completion("".join(piece.text for piece in pieces), tokens, last.finish_reason, last.usage, logprobs)

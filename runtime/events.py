@@ -6,8 +6,12 @@ same id.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..compiler.configuration import Configuration
 from .request import FinishReason
@@ -16,6 +20,7 @@ __all__ = [
     "Action",
     "Arrival",
     "Cancel",
+    "Constraint",
     "Decode",
     "Embed",
     "EmbedEntry",
@@ -46,6 +51,23 @@ TierName: TypeAlias = Literal["hbm", "ddr", "disk"]
 FailureCode: TypeAlias = Literal["timeout", "failed"]
 
 
+class Constraint(Protocol):
+    """What an answer must look like; says the same of the same answer, whatever it was asked before."""
+
+    def allowed(self, answer: Sequence[int], vocab_size: int) -> NDArray[np.bool_]:
+        """Returns which tokens may follow an answer, bool [vocab_size]."""
+        ...
+
+    def is_complete(self, answer: Sequence[int]) -> bool:
+        """Returns whether nothing but an end may follow an answer."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why answers can no longer be constrained; "" while they can."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn."""
@@ -53,6 +75,27 @@ class Sampling:
     temperature: float  # 0 is greedy
     top_p: float
     seed: int
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0  # least probability, as a share of the most likely token's
+    frequency_penalty: float = 0.0  # for each time that a token is in the answer
+    presence_penalty: float = 0.0  # once for a token that is in the answer
+    repetition_penalty: float = 1.0  # divides the logits of tokens in prompt or answer
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    min_tokens: int = 0  # no end comes before so many
+    ends: tuple[int, ...] = ()  # tokens that end the answer beside the model's own
+    ignores_eos: bool = False  # the model's own ends are tokens like others
+    num_logprobs: int | None = None  # likeliest tokens whose logarithms are wanted beside the drawn one's; None: none
+    constraint: Constraint | None = None
+
+    @property
+    def uses_context(self) -> bool:
+        """Whether a draw depends on the tokens before it by more than the logits."""
+        penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
+        return penalties != (0.0, 0.0, 1.0) or self.constraint is not None
+
+    def is_end(self, token: int, eos_token_ids: Collection[int]) -> bool:
+        """Returns whether a token ends the answer of a model with these ends of its own."""
+        return token in self.ends or (not self.ignores_eos and token in eos_token_ids)
 
 
 @dataclass(frozen=True)
@@ -160,6 +203,7 @@ class SequenceEntry:
     blocks: tuple[int, ...]  # of the KV pool, in the order of the sequence
     sampling: Sampling | None  # None where more of the prompt follows and no token is wanted
     num_generated: int  # tokens of the answer so far: with the seed, it determines the draw
+    context: tuple[int, ...] = ()  # the whole prompt and answer so far, where the draw depends on them
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,11 +29,12 @@ from ..compiler.target import Target
 from ..errors import ExecutionError
 from .arena import Arena
 from .events import Decode, Embed, Evict, Prefill, SequenceEntry, Step, StepDone, TierName, Transfer
-from .sampler import sample
+from .sampler import draw_logprobs, sample
 from .tiers import Copier, Moved
 
-__all__ = ["JaxExecutor", "MemoryReading", "Vectors"]
+__all__ = ["JaxExecutor", "Logprobs", "MemoryReading", "Vectors"]
 
+Logprobs = tuple[tuple[int, float], ...]  # (token, logarithm of its probability): the drawn one, then the likeliest
 Vectors = dict[tuple[int, int], np.ndarray]  # by (request id, index of the sequence)
 
 _LOADERS = 2  # programs that are compiled or read from the cache at once
@@ -73,6 +74,7 @@ class JaxExecutor:
         self._in_use: set[tuple[str, Configuration]] = set()
         self.has_news = False  # whether `measure` would read other bytes than the last time
         self.vectors: Vectors = {}  # of finished embedding steps, until somebody takes them
+        self.logprobs: dict[int, list[Logprobs]] = {}  # by request id, of drawn tokens, until somebody takes them
 
     def load_programs(self, progress: Callable[[int, int], None]) -> tuple[ModelEntry, ...]:
         """Compiles every program for this machine, most of them out of the compilation cache.
@@ -223,12 +225,12 @@ class JaxExecutor:
         for _ in range(step.max_steps):
             fresh = self._forward(step, entries)
             drawn = [(*before, *now) for before, now in zip(drawn, fresh, strict=True)]
-            if any(token in ends for (token,) in fresh):
-                break
-            entries = tuple(
-                dataclasses.replace(entry, tokens=now, start=entry.start + 1, num_generated=entry.num_generated + 1)
+            if any(
+                entry.sampling is not None and entry.sampling.is_end(now[-1], ends)
                 for entry, now in zip(entries, fresh, strict=True)
-            )
+            ):
+                break
+            entries = tuple(_advanced(entry, now) for entry, now in zip(entries, fresh, strict=True))
         return StepDone(step.step_id, tuple(drawn))
 
     def _forward(self, step: Prefill | Decode, entries: Iterable[SequenceEntry]) -> tuple[tuple[int, ...], ...]:
@@ -250,10 +252,34 @@ class JaxExecutor:
         inputs = {"tokens": tokens, "start": start, "lengths": lengths, "tables": tables}
         logits, hot.pools[:] = self._executable(step)(hot.weights, inputs, hot.pools)
         rows = np.asarray(logits)
-        return tuple(
-            () if entry.sampling is None else (sample(rows[row], entry.sampling, entry.num_generated),)
-            for row, entry in enumerate(entries)
-        )
+        ends = self._entries[step.model].eos_token_ids
+        return tuple(self._draw(rows[row], entry, ends) for row, entry in enumerate(entries))
+
+    def _draw(self, logits: np.ndarray, entry: SequenceEntry, ends: Sequence[int]) -> tuple[int, ...]:
+        """Returns the next token, if one is wanted, and an end right after it if nothing else may follow."""
+        sampling = entry.sampling
+        if sampling is None:
+            return ()
+        token = sample(logits, sampling, entry.num_generated, entry.context, ends)
+        if sampling.num_logprobs is not None:
+            drawn = draw_logprobs(logits, token, sampling.num_logprobs)
+            self.logprobs.setdefault(entry.request_id, []).append(drawn)
+        if sampling.constraint is not None and not sampling.is_end(token, ends):
+            answer = entry.context[len(entry.context) - entry.num_generated :]
+            if sampling.constraint.is_complete((*answer, token)):
+                return (token, ends[0])
+        return (token,)
+
+
+def _advanced(entry: SequenceEntry, drawn: tuple[int, ...]) -> SequenceEntry:
+    """Returns the next decode step's entry."""
+    return dataclasses.replace(
+        entry,
+        tokens=drawn,
+        start=entry.start + 1,
+        num_generated=entry.num_generated + 1,
+        context=(*entry.context, *drawn) if entry.context else (),
+    )
 
 
 def _device_loads(models: Iterable[ModelEntry], part: Callable[[DeviceShare], int]) -> list[int]:

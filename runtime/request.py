@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
 __all__ = [
+    "MAX_LOGPROBS",
     "ClassifyResult",
     "Completion",
     "EmbedResult",
@@ -17,8 +19,12 @@ __all__ = [
     "Piece",
     "Residency",
     "SamplingParams",
+    "TokenLogprobs",
+    "TokenScore",
     "Usage",
 ]
+
+MAX_LOGPROBS = 20  # of the likeliest tokens in the place of each, as OpenAI has it
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]
@@ -33,6 +39,35 @@ class SamplingParams:
     top_p: float | None = None
     seed: int | None = None  # None: drawn at random
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
+    top_k: int = 0  # draw from so many most likely tokens; 0: all
+    min_p: float = 0.0  # draw from tokens with at least this share of the most likely one's probability
+    frequency_penalty: float = 0.0  # taken from a token's logit for each time that it is in the answer
+    presence_penalty: float = 0.0  # taken once from the logit of a token that is in the answer
+    repetition_penalty: float = (
+        1.0  # divides the positive logits of tokens in prompt or answer, multiplies negative ones
+    )
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])  # added to the logits of tokens
+    min_tokens: int = 0  # neither an end nor a stop string comes before so many
+    stop_token_ids: tuple[int, ...] = ()  # tokens that end the answer beside the model's own
+    ignore_eos: bool = False  # go on after the model's own ends
+    logprobs: int | None = None  # 0: logarithms of the drawn tokens' probabilities; k: of the k likeliest as well
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token and how likely the model itself finds it."""
+
+    token_id: int
+    data: bytes  # its text, maybe a part of a character only
+    logprob: float  # natural logarithm of its probability, before penalties, temperature and the like
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token of an answer, and the likeliest ones in its place."""
+
+    drawn: TokenScore
+    likeliest: tuple[TokenScore, ...]  # best first; as many as were asked for
 
 
 @dataclass(frozen=True)
@@ -55,6 +90,7 @@ class Piece:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of each token, where they were asked for
 
 
 @dataclass(frozen=True)
@@ -65,6 +101,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of each token, where they were asked for
 
 
 @dataclass(frozen=True)

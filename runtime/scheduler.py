@@ -203,15 +203,15 @@ class Scheduler:
     def _generated(self, queue: ModelQueue, job: GenerateJob, drawn: tuple[int, ...]) -> Iterator[Action]:
         fresh: list[int] = []
         reason: FinishReason | None = None
+        sampling = _work(job).sampling
         for token in drawn:
-            if token in queue.entry.eos_token_ids:
+            if sampling.is_end(token, queue.entry.eos_token_ids):
                 reason = "stop"
                 break
             fresh.append(token)
             job.tokens.append(token)
             if job.num_generated == job.max_tokens:
-                reason = "length"
-                break
+                reason = "length"  # unless an end follows at once: no step draws more than that
         if reason is not None:
             self._forget(job)
             yield Reply(job.id, tuple(fresh), reason, timing=job.timing())
@@ -474,14 +474,20 @@ def _pending(jobs: Sequence[EmbedJob]) -> Iterator[tuple[EmbedJob, int]]:
             yield job, index
 
 
-def _entry(job: GenerateJob, num_tokens: int, *, draws: bool) -> SequenceEntry:
+def _work(job: GenerateJob) -> GenerateWork:
     work = job.request.work
     assert isinstance(work, GenerateWork)
+    return work
+
+
+def _entry(job: GenerateJob, num_tokens: int, *, draws: bool) -> SequenceEntry:
+    sampling = _work(job).sampling
     return SequenceEntry(
         request_id=job.id,
         tokens=tuple(job.tokens[job.num_computed : job.num_computed + num_tokens]),
         start=job.num_computed,
         blocks=tuple(job.blocks),
-        sampling=work.sampling if draws else None,
+        sampling=sampling if draws else None,
         num_generated=job.num_generated,
+        context=tuple(job.tokens) if draws and sampling.uses_context else (),
     )

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import tokenizers
 
@@ -23,6 +23,12 @@ __all__ = ["Detokenizer", "StopMatcher", "Tokenizer"]
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_SPACE_MARK = "\u2581"  # how vocabularies of pieces write a space
+# Byte-level vocabularies write a byte as the Latin-1 character of its number if it has a glyph, others from 256 on.
+_PRINTED = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {
+    chr(256 + index): byte for index, byte in enumerate(sorted(set(range(256)) - set(_PRINTED)))
+}
 
 
 class _AddedToken(TypedDict):
@@ -41,6 +47,7 @@ class _Contents(TypedDict):
 
     added_tokens: list[_AddedToken]
     model: _Model
+    decoder: NotRequired[dict[str, object] | None]
 
 
 class Tokenizer:
@@ -66,6 +73,9 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer cannot be read: {reason}; bundle the model again") from None
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        texts = {name: text for text, name in self._names.items()}
+        self._special_texts = {token_id: texts.get(added[token_id].content, "") for token_id in self._special_ids}
+        self._is_byte_level = '"ByteLevel"' in json.dumps(contents.get("decoder"))
 
     @property
     def vocab_size(self) -> int:
@@ -106,6 +116,19 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Returns whether a token controls the model and has no text."""
         return token_id in self._special_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Returns the text of one token, which may be a part of a character only; of a special token, its name."""
+        if token_id in self._special_ids:
+            return self._special_texts.get(token_id, "").encode()
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""  # a row of the vocabulary that pads it
+        if self._is_byte_level and all(character in _BYTE_OF for character in token):
+            return bytes(_BYTE_OF[character] for character in token)
+        if _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(_SPACE_MARK, " ").encode()
 
     def ends_in_byte(self, ids: Sequence[int]) -> bool:
         """Returns whether the last token stands for one byte, as vocabularies with byte fallback have them."""

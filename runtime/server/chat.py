@@ -17,6 +17,7 @@ from .responses import (
     ChatChunk,
     ChatCompletion,
     ChatDelta,
+    ChatLogprobs,
     ChatMessage,
     Usage,
     new_id,
@@ -36,7 +37,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     engine = engine_of(request)
     model = require_capability(engine, body.model, "chat").name
     prompt = await asyncio.to_thread(engine.chat_prompt, model, body.conversation())
-    answering = answer(engine, model, [prompt], body.sampling(), param="messages")
+    answering = answer(engine, model, [prompt], body.sampling(), num_choices=body.num_choices, param="messages")
     head = ChatChunk(
         id=new_id("chatcmpl"),
         created=now(),
@@ -45,38 +46,46 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
         choices=[],
     )
     if body.stream:
-        return EventStream(_events(answering, head, includes_usage=body.includes_usage))
-    whole = (await unless_disconnected(request.receive, collect(answering, 1)))[0]
-    choice = ChatChoice(index=0, message=ChatMessage(content=whole.text), finish_reason=whole.finish_reason)
+        return EventStream(_events(answering, head, body))
+    answers = await unless_disconnected(request.receive, collect(answering, body.num_choices))
     completion = ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
         system_fingerprint=head.system_fingerprint,
-        choices=[choice],
-        usage=Usage.of(whole.usage),
+        choices=[
+            ChatChoice(
+                index=index,
+                message=ChatMessage(content=whole.text),
+                logprobs=ChatLogprobs.of(whole.logprobs) if body.logprobs else None,
+                finish_reason=whole.finish_reason,
+            )
+            for index, whole in enumerate(answers)
+        ],
+        usage=Usage.of(total_usage([whole.usage for whole in answers], body.num_choices)),
     )
     return Response(completion.model_dump_json(), media_type="application/json")
 
 
-async def _events(answering: Answering, head: ChatChunk, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(answering: Answering, head: ChatChunk, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     def chunk(choices: list[ChatDelta], usage: Usage | None = None) -> bytes:
         full = head.model_copy(update={"choices": choices, "usage": usage})
-        return event(full.model_dump_json(exclude=None if includes_usage else {"usage"}))
+        return event(full.model_dump_json(exclude=None if body.includes_usage else {"usage"}))
 
     usages: list[EngineUsage] = []
-    has_started = False
+    started: set[int] = set()
     async with aclosing(answering):
         async for index, piece in answering:
-            if not has_started:
-                has_started = True
+            if index not in started:
+                started.add(index)
                 yield chunk([ChatDelta(index=index, delta={"role": "assistant", "content": "", "refusal": None})])
-            if piece.text:
-                yield chunk([ChatDelta(index=index, delta={"content": piece.text})])
+            logprobs = ChatLogprobs.of(piece.logprobs) if body.logprobs and piece.logprobs else None
+            if piece.text or logprobs is not None:
+                yield chunk([ChatDelta(index=index, delta={"content": piece.text}, logprobs=logprobs)])
             if piece.finish_reason is not None:
                 yield chunk([ChatDelta(index=index, delta={}, finish_reason=piece.finish_reason)])
             if piece.usage is not None:
                 usages.append(piece.usage)
-    if includes_usage:
-        yield chunk([], Usage.of(total_usage(usages)))
+    if body.includes_usage:
+        yield chunk([], Usage.of(total_usage(usages, body.num_choices)))
     yield DONE

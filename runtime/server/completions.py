@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -17,6 +18,7 @@ from .responses import (
     CompletionChoice,
     CompletionChunk,
     CompletionChunkChoice,
+    CompletionLogprobs,
     Usage,
     new_id,
     now,
@@ -35,7 +37,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     engine = engine_of(request)
     model = require_capability(engine, body.model, "completion").name
     prompts = await asyncio.to_thread(token_lists, engine, model, body.prompts())
-    answering = answer(engine, model, prompts, body.sampling(), param="prompt")
+    answering = answer(engine, model, prompts, body.sampling(), num_choices=body.num_choices, param="prompt")
     head = CompletionChunk(
         id=new_id("cmpl"),
         created=now(),
@@ -44,18 +46,23 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         choices=[],
     )
     if body.stream:
-        return EventStream(_events(answering, head, includes_usage=body.includes_usage))
-    answers = await unless_disconnected(request.receive, collect(answering, len(prompts)))
+        return EventStream(_events(answering, head, body))
+    answers = await unless_disconnected(request.receive, collect(answering, len(prompts) * body.num_choices))
     completion = Completion(
         id=head.id,
         created=head.created,
         model=head.model,
         system_fingerprint=head.system_fingerprint,
         choices=[
-            CompletionChoice(index=index, text=whole.text, finish_reason=whole.finish_reason)
+            CompletionChoice(
+                index=index,
+                text=whole.text,
+                logprobs=None if body.logprobs is None else CompletionLogprobs.of(whole.logprobs),
+                finish_reason=whole.finish_reason,
+            )
             for index, whole in enumerate(answers)
         ],
-        usage=Usage.of(total_usage([whole.usage for whole in answers])),
+        usage=Usage.of(total_usage([whole.usage for whole in answers], body.num_choices)),
     )
     return Response(completion.model_dump_json(), media_type="application/json")
 
@@ -65,18 +72,26 @@ def token_lists(engine: Engine, model: str, prompts: Sequence[str | list[int]]) 
     return [engine.tokenize(model, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-async def _events(answering: Answering, head: CompletionChunk, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(answering: Answering, head: CompletionChunk, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
     def chunk(choices: list[CompletionChunkChoice], usage: Usage | None = None) -> bytes:
         full = head.model_copy(update={"choices": choices, "usage": usage})
-        return event(full.model_dump_json(exclude=None if includes_usage else {"usage"}))
+        return event(full.model_dump_json(exclude=None if body.includes_usage else {"usage"}))
 
     usages: list[EngineUsage] = []
+    offsets: Counter[int] = Counter()  # where the text of each answer's next token begins
     async with aclosing(answering):
         async for index, piece in answering:
-            if piece.text or piece.finish_reason is not None:
-                yield chunk([CompletionChunkChoice(index=index, text=piece.text, finish_reason=piece.finish_reason)])
+            logprobs = None
+            if piece.logprobs:
+                logprobs = CompletionLogprobs.of(piece.logprobs, offsets[index])
+                offsets[index] = logprobs.end_offset
+            if piece.text or logprobs is not None or piece.finish_reason is not None:
+                reason = piece.finish_reason
+                yield chunk(
+                    [CompletionChunkChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=reason)]
+                )
             if piece.usage is not None:
                 usages.append(piece.usage)
-    if includes_usage:
-        yield chunk([], Usage.of(total_usage(usages)))
+    if body.includes_usage:
+        yield chunk([], Usage.of(total_usage(usages, body.num_choices)))
     yield DONE

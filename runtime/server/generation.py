@@ -1,19 +1,24 @@
-"""Answers to one or several prompts, piece by piece, for chat and text completions alike."""
+"""Answers to one or several prompts, piece by piece, for chat and text completions alike.
+
+Each prompt is answered `n` times; the answers of the first prompt come first in their numbering.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from ...errors import ContextLengthError
-from ..request import FinishReason, Piece, SamplingParams, Usage
+from ..request import FinishReason, Piece, SamplingParams, TokenLogprobs, Usage
 from .engine import Engine
 
 __all__ = ["Answer", "Answering", "answer", "collect", "total_usage"]
 
-Answering = AsyncGenerator[tuple[int, Piece], None]  # (index of the prompt, piece of its answer)
+Answering = AsyncGenerator[tuple[int, Piece], None]  # (index of the answer, piece of it)
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,17 @@ class Answer:
     text: str
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of each token, where they were asked for
 
 
 async def answer(
-    engine: Engine, model: str, prompts: Sequence[Sequence[int]], params: SamplingParams, *, param: str
+    engine: Engine,
+    model: str,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    num_choices: int = 1,
+    param: str,
 ) -> Answering:
     """Yields the pieces of all answers as they come; closing it stops them all.
 
@@ -34,13 +46,15 @@ async def answer(
         engine: What answers.
         model: Canonical name.
         prompts: Tokens of each prompt; they run together.
-        params: The same for every prompt.
+        params: The same for every prompt; each of a prompt's answers has a seed of its own, made from this one's.
+        num_choices: Answers to each prompt.
         param: The parameter that holds the prompts, to be named if one is too long.
 
     Raises:
         RequestError: on the first `anext`, if the engine does not take a request.
     """
-    streams = [engine.generate_async(model, prompt, params) for prompt in prompts]
+    variants = [dataclasses.replace(params, seed=_seed(params.seed, choice)) for choice in range(num_choices)]
+    streams = [engine.generate_async(model, prompt, variant) for prompt in prompts for variant in variants]
     pending = {_next(stream): index for index, stream in enumerate(streams)}
     try:
         while pending:
@@ -57,6 +71,13 @@ async def answer(
         await asyncio.gather(*pending, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
+
+
+def _seed(seed: int | None, choice: int) -> int | None:
+    """Returns the seed of one of a prompt's answers; the first has the request's own, whatever `n` is."""
+    if seed is None or choice == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{choice}".encode()).digest()[:8], "big") >> 1
 
 
 def _next(stream: AsyncGenerator[Piece, None]) -> asyncio.Task[Piece]:
@@ -78,21 +99,28 @@ def _result(task: asyncio.Task[Piece], param: str) -> Piece | None:
 
 
 async def collect(answering: Answering, num_answers: int) -> list[Answer]:
-    """Returns the whole answers in the order of their prompts."""
+    """Returns the whole answers in their order."""
     texts: list[list[str]] = [[] for _ in range(num_answers)]
+    logprobs: list[list[TokenLogprobs]] = [[] for _ in range(num_answers)]
     ends: dict[int, tuple[FinishReason, Usage]] = {}
     async with aclosing(answering):
         async for index, piece in answering:
             texts[index].append(piece.text)
+            logprobs[index].extend(piece.logprobs)
             if piece.finish_reason is not None and piece.usage is not None:
                 ends[index] = (piece.finish_reason, piece.usage)
-    return [Answer("".join(text), *ends[index]) for index, text in enumerate(texts)]
+    return [Answer("".join(text), *ends[index], tuple(logprobs[index])) for index, text in enumerate(texts)]
 
 
-def total_usage(usages: Sequence[Usage]) -> Usage:
-    """Returns what answers that ran together cost: tokens are summed, times are those of the slowest."""
+def total_usage(usages: Sequence[Usage], num_choices: int = 1) -> Usage:
+    """Returns what answers that ran together cost: tokens are summed, times are those of the slowest.
+
+    Args:
+        usages: Of all answers, in any order.
+        num_choices: Answers to each prompt, whose tokens are counted once.
+    """
     return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages) // num_choices,
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         queue_seconds=max(usage.queue_seconds for usage in usages),
         switch_seconds=max(usage.switch_seconds for usage in usages),

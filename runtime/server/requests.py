@@ -22,12 +22,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ..request import SamplingParams
+from ..request import MAX_LOGPROBS, SamplingParams
 
 __all__ = ["ChatRequest", "ClassifyRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest", "ScoreRequest"]
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions
 _MAX_STOPS = 4
+_MAX_STOP_TOKENS = 64
+_MAX_CHOICES = 128
 _MAX_PROMPTS = 128
 _MAX_INPUTS = 2048
 _INT32_MAX = 2**31 - 1
@@ -55,10 +57,18 @@ def _only(*accepted: JsonValue) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _by_token(biases: dict[str, float]) -> dict[str, float]:
+    """Accepts tokens as keys, which JSON has only as texts."""
+    if not all(key.isascii() and key.isdecimal() and int(key) <= _INT32_MAX for key in biases):
+        raise PydanticCustomError("logit_bias", "Must have tokens as keys, e.g. '42'")
+    return biases
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 NonEmptyText = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
 TokenCount = Annotated[int, Field(ge=1, le=_INT32_MAX)]
+LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], AfterValidator(_by_token)]
 Unsupported = Annotated[JsonValue, _only()]
 
 
@@ -162,10 +172,18 @@ class _GenerationRequest(_Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    n: Annotated[int | None, _only(1)] = None
-    presence_penalty: Annotated[float | None, _only(0)] = None
-    frequency_penalty: Annotated[float | None, _only(0)] = None
-    logit_bias: Annotated[dict[str, JsonValue] | None, _only({})] = None
+    n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: LogitBias | None = None
+
+    # Of vLLM's.
+    top_k: Annotated[int, Field(ge=-1, le=_INT32_MAX)] | None = None  # 0 and -1: all
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_INT32_MAX)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=_MAX_STOP_TOKENS)] | None = None
+    ignore_eos: bool | None = None
 
     user: Text | None = None  # without effect on the answer
 
@@ -181,11 +199,30 @@ class _GenerationRequest(_Strict):
         """Whether a stream ends with what it cost."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def _sampling(self, max_tokens: int | None) -> SamplingParams:
+    @property
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         seed = None if self.seed is None else self.seed & _INT64_MAX  # generators take no negative seed
         return SamplingParams(
-            max_tokens=max_tokens, temperature=self.temperature, top_p=self.top_p, seed=seed, stop=stop
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=seed,
+            stop=stop,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
         )
 
 
@@ -195,8 +232,8 @@ class ChatRequest(_GenerationRequest):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: TokenCount | None = None
 
-    logprobs: Annotated[bool | None, _only(False)] = None
-    top_logprobs: Annotated[int | None, _only(0)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[JsonValue] | None, _only([])] = None
     tool_choice: Annotated[JsonValue, _only("none", "auto")] = None
     parallel_tool_calls: bool | None = None  # without effect as there are no tools
@@ -225,13 +262,21 @@ class ChatRequest(_GenerationRequest):
             raise PydanticCustomError("max_tokens", "Contradicts max_tokens, its older name; send one of them")
         return limit
 
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count and not info.data.get("logprobs"):
+            raise PydanticCustomError("top_logprobs", "Only taken together with logprobs: true")
+        return count
+
     def conversation(self) -> list[Mapping[str, str]]:
         """Returns the messages as chat templates take them."""
         return [message.as_template_input() for message in self.messages]
 
     def sampling(self) -> SamplingParams:
         """Returns how the answer is to be drawn; without a limit it may fill the context."""
-        return self._sampling(self.max_completion_tokens or self.max_tokens)
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self._sampling(self.max_completion_tokens or self.max_tokens, logprobs)
 
 
 def _prompt_kind(prompt: JsonValue) -> str | None:
@@ -276,7 +321,7 @@ class CompletionRequest(_GenerationRequest):
     prompt: Prompts
     echo: Annotated[bool | None, _only(False)] = None
     best_of: Annotated[int | None, _only(1)] = None
-    logprobs: Annotated[int | None, _only()] = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None  # as many likeliest tokens
     suffix: Annotated[Text | None, _only("")] = None
 
     def prompts(self) -> list[str | list[int]]:
@@ -285,7 +330,7 @@ class CompletionRequest(_GenerationRequest):
 
     def sampling(self) -> SamplingParams:
         """Returns how each answer is to be drawn; without a limit it is short, as OpenAI has it."""
-        return self._sampling(self.max_tokens or _COMPLETION_MAX_TOKENS)
+        return self._sampling(self.max_tokens or _COMPLETION_MAX_TOKENS, self.logprobs)
 
 
 class EmbeddingRequest(_Strict):

@@ -54,13 +54,22 @@ REFUSED = {
         "stream_options.include_obfuscation",
         "unsupported_parameter",
     ),
-    "n": ({"n": 2}, "n", "unsupported_parameter"),
+    "n zero": ({"n": 0}, "n", "integer_below_min_value"),
+    "n many": ({"n": 129}, "n", "integer_above_max_value"),
     "n bool": ({"n": True}, "n", "invalid_type"),
-    "presence_penalty": ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
-    "frequency_penalty": ({"frequency_penalty": -1}, "frequency_penalty", "unsupported_parameter"),
-    "logit_bias": ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
-    "logprobs": ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-    "top_logprobs": ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
+    "presence_penalty": ({"presence_penalty": 2.5}, "presence_penalty", "decimal_above_max_value"),
+    "frequency_penalty": ({"frequency_penalty": -3}, "frequency_penalty", "integer_below_min_value"),
+    "repetition_penalty": ({"repetition_penalty": 0}, "repetition_penalty", "integer_below_min_value"),
+    "logit_bias of a word": ({"logit_bias": {"the": 5}}, "logit_bias", "invalid_value"),
+    "logit_bias too much": ({"logit_bias": {"1": 101}}, "logit_bias.1", "integer_above_max_value"),
+    "top_k": ({"top_k": -2}, "top_k", "integer_below_min_value"),
+    "min_p": ({"min_p": 1.5}, "min_p", "decimal_above_max_value"),
+    "min_tokens": ({"min_tokens": -1}, "min_tokens", "integer_below_min_value"),
+    "stop_token_ids": ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "integer_below_min_value"),
+    "ignore_eos": ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
+    "logprobs number": ({"logprobs": 2}, "logprobs", "invalid_type"),
+    "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    "top_logprobs many": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
     "tools": ({"tools": [TOOL], "tool_choice": "required"}, "tools", "unsupported_parameter"),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
     "json": ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
@@ -122,6 +131,12 @@ WITHOUT_EFFECT = {
         "parallel_tool_calls": True,
         "response_format": {"type": "text"},
         "logit_bias": {},
+        "top_k": -1,
+        "min_p": 0,
+        "repetition_penalty": 1,
+        "min_tokens": 0,
+        "stop_token_ids": [],
+        "ignore_eos": False,
         "modalities": ["text"],
         "stop": [],
         "stream": False,
@@ -158,6 +173,29 @@ def test_supported_parameters_reach_the_engine(http, engine) -> None:
     assert (engine.params[-1].max_tokens, engine.params[-1].temperature, engine.params[-1].seed) == (None, None, None)
 
 
+def test_parameters_of_sampling_reach_the_engine(http, engine) -> None:
+    biases = {"logit_bias": {"7": -100, "8": 2.5}, "stop_token_ids": [3, 4]}
+    penalties = {"frequency_penalty": -0.5, "presence_penalty": 2, "repetition_penalty": 1.3}
+    rest = {"top_k": 5, "min_p": 0.25, "min_tokens": 2, "ignore_eos": True}
+    chat(http, **biases, **penalties, **rest, logprobs=True, top_logprobs=3)
+    params = engine.params[-1]
+    assert (dict(params.logit_bias), params.stop_token_ids) == ({7: -100, 8: 2.5}, (3, 4))
+    assert {name: getattr(params, name) for name in (*penalties, *rest)} == penalties | rest
+    assert params.logprobs == 3
+
+
+def test_each_choice_has_a_seed_of_its_own_and_the_first_the_requests(http, engine) -> None:
+    engine.params.clear()
+    response = chat(http, n=3, seed=5).json()
+    first = [params.seed for params in engine.params]
+    chat(http, n=2, seed=5)
+    assert len(set(first)) == 3
+    assert first[0] == 5
+    assert [params.seed for params in engine.params[3:]] == first[:2]
+    assert [choice["index"] for choice in response["choices"]] == [0, 1, 2]
+    assert (response["usage"]["prompt_tokens"], response["usage"]["completion_tokens"]) == (5, 15)
+
+
 def test_text_parts_are_joined_and_developer_is_system(http) -> None:
     messages = [
         {"role": "developer", "content": "be brief"},
@@ -176,7 +214,8 @@ def test_text_parts_are_joined_and_developer_is_system(http) -> None:
         ({"prompt": ["a", 1]}, "prompt[1]"),
         ({"prompt": 7}, "prompt"),
         ({"prompt": "x", "echo": True}, "echo"),
-        ({"prompt": "x", "logprobs": 0}, "logprobs"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "logprobs": True}, "logprobs"),
         ({"prompt": "x", "best_of": 2}, "best_of"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "messages": []}, "messages"),
