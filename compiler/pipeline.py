@@ -25,7 +25,7 @@ from .cost import StepCost, step_cost
 from .files import write_files
 from .implementations import implementations_for
 from .lower import Program, lower
-from .mapping import MAPPING_STAGES, Fusion, Mapped, map_step
+from .mapping import MAPPING_STAGES, Fusion, Mapped, MappingStage, map_step
 from .memory import MemoryPlan, plan_memory
 from .mesh import Mesh
 from .partition.formulate import formulate
@@ -205,79 +205,84 @@ def compile_model(
         ConfigurationError: if phase, shapes or dtype don't fit the model, or the target cannot be planned for.
     """
     wanted = STAGES[: STAGES.index(stop_after) + 1]
-    if stop_after == "lower":
-        wanted = tuple(stage for stage in wanted if stage not in MAPPING_STAGES)
-    wanted_parallelism = parallelism or Parallelism()
     if "lower" in wanted and not implementations_for(target):
         raise ConfigurationError(
             f"target {target.name!r} is for plans only: no program is made for it; stop before lower"
         )
-    memory = cost = plan = mapped = program = None
     report = progress or (lambda stage: None)
     report("trace")
-    training = (training or Training()) if configuration.phase == "train" else None
-    if training is None:
-        traced = trace_model(model, configuration, dtype)
-    else:
-        traced = trace_training(model, configuration, dtype, training)
-    verify_graph(traced.graph)
-    if "plan_memory" in wanted:
-        report("plan_memory")
-        memory = plan_memory(traced)
-        verify_memory_plan(memory, traced.graph)
-    if "partition" in wanted and memory is not None:
-        report("partition")
-        cost = step_cost(traced.graph, memory, dtype, target)
-        plan = _partition(traced, target, dtype, wanted_parallelism, searching)
-    if stop_after in MAPPING_STAGES and plan is not None:
-        mapped = map_step(
-            traced,
-            plan,
-            target,
-            dtype,
-            configuration=configuration,
-            fusion=fusion,
-            stop_after=stop_after,
-            progress=report,
-        )
-    if "lower" in wanted:
-        report("lower")
-        if training is None:
-            program = lower(traced, model, configuration, dtype, target)
-        else:
-            program = lower_training(traced, configuration)
-    return Compilation(
+    how = (training or Training()) if configuration.phase == "train" else None
+    made = Compilation(
         model=model,
         sizes=model_sizes(model, dtype),
         configuration=configuration,
         dtype=dtype,
         target=target,
-        traced=traced,
-        training=training,
-        parallelism=wanted_parallelism,
+        traced=_traced(model, configuration, dtype, how),
+        training=how,
+        parallelism=parallelism or Parallelism(),
         fusion=fusion or Fusion(),
-        memory=memory,
-        cost=cost,
-        partition=plan,
-        mapped=mapped,
-        program=program,
     )
+    if "plan_memory" in wanted:
+        report("plan_memory")
+        memory = plan_memory(made.traced)
+        verify_memory_plan(memory, made.traced.graph)
+        made = replace(made, memory=memory)
+    if "partition" in wanted:
+        report("partition")
+        made = _partitioned(made, searching)
+    if stop_after in MAPPING_STAGES:
+        made = _mapped(made, stop_after, report)
+    if "lower" in wanted:
+        report("lower")
+        made = replace(made, program=_lowered(made))
+    return made
+
+
+def _traced(model: ModelConfig, configuration: Configuration, dtype: str, training: Training | None) -> Traced:
+    if training is None:
+        traced = trace_model(model, configuration, dtype)
+    else:
+        traced = trace_training(model, configuration, dtype, training)
+    verify_graph(traced.graph)
+    return traced
+
+
+def _mapped(made: Compilation, last: MappingStage, progress: Callable[[Stage], None]) -> Compilation:
+    assert made.partition is not None
+    mapped = map_step(
+        made.traced,
+        made.partition,
+        made.target,
+        made.dtype,
+        configuration=made.configuration,
+        fusion=made.fusion,
+        stop_after=last,
+        progress=progress,
+    )
+    return replace(made, mapped=mapped)
+
+
+def _lowered(made: Compilation) -> Program:
+    if made.training is not None:
+        return lower_training(made.traced, made.configuration)
+    return lower(made.traced, made.model, made.configuration, made.dtype, made.target)
 
 
 def _on_one_line(found: re.Match[str]) -> str:
     return f"[{' '.join(found[1].split())}]" if '"' not in found[1] else found[0]
 
 
-def _partition(
-    traced: Traced, target: Target, dtype: str, wanted: Parallelism, searching: Callable[[str], None] | None
-) -> Partition:
+def _partitioned(made: Compilation, searching: Callable[[str], None] | None) -> Compilation:
+    assert made.memory is not None
+    traced, target, wanted = made.traced, made.target, made.parallelism
     num_devices = wanted.num_devices or target.num_devices
     has_several = num_devices > 1 or wanted.mesh is not None
-    capacity = target.tiers["hbm"].capacity_bytes if has_several else None  # one device may spill, and is only told
-    return partition(
+    capacity = target.tiers["hbm"].usable_bytes if has_several else None  # one device may spill, and is only told
+    plan = partition(
         traced,
         target,
-        dtype=dtype,
+        dtype=made.dtype,
         num_devices=num_devices,
         mesh=wanted.mesh,
         num_stages=wanted.num_stages,
@@ -287,6 +292,7 @@ def _partition(
         time_limit_seconds=wanted.time_limit_seconds,
         progress=searching,
     )
+    return replace(made, cost=step_cost(traced.graph, made.memory, made.dtype, target), partition=plan)
 
 
 def sharding_problem(compilation: Compilation) -> Problem:

@@ -183,19 +183,10 @@ def simulate_request(
         ConfigurationError: if the model generates nothing, or the lengths don't fit it.
         DoesNotFitError: if no plan fits the devices' memory.
     """
-    if not isinstance(config, DecoderConfig):
-        raise ConfigurationError(f"{name} is an encoder: it has no decode phase to simulate; give a decoder")
+    decoder = _checked(config, name, input_tokens, output_tokens, batch)
     total = input_tokens + output_tokens
-    if min(input_tokens, output_tokens, batch) < 1:
-        raise ConfigurationError(
-            f"{input_tokens} input tokens, {output_tokens} output tokens and batch {batch}: each is at least 1"
-        )
-    if total > config.max_positions:
-        raise ConfigurationError(
-            f"{input_tokens} + {output_tokens} tokens are more than the {config.max_positions} positions of {name}"
-        )
     planner = _Planner(
-        config=config,
+        config=decoder,
         target=target,
         dtype=dtype,
         batch=batch,
@@ -225,6 +216,21 @@ def simulate_request(
         prefill=PhaseTime(whole.seconds + target.compute.request_seconds, whole.joules, whole, whole),
         decode=PhaseTime(steps.seconds(contexts), steps.joules(contexts), begin, end),
     )
+
+
+def _checked(config: ModelConfig, name: str, input_tokens: int, output_tokens: int, batch: int) -> DecoderConfig:
+    if not isinstance(config, DecoderConfig):
+        raise ConfigurationError(f"{name} is an encoder: it has no decode phase to simulate; give a decoder")
+    total = input_tokens + output_tokens
+    if min(input_tokens, output_tokens, batch) < 1:
+        raise ConfigurationError(
+            f"{input_tokens} input tokens, {output_tokens} output tokens and batch {batch}: each is at least 1"
+        )
+    if total > config.max_positions:
+        raise ConfigurationError(
+            f"{input_tokens} + {output_tokens} tokens are more than the {config.max_positions} positions of {name}"
+        )
+    return config
 
 
 @dataclass(frozen=True)
