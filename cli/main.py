@@ -20,6 +20,7 @@ import typer
 
 from .. import __version__
 from ..errors import PlaitError
+from .bench import bench
 from .bundle import bundle
 from .calibrate import calibrate
 from .chat import chat
@@ -103,6 +104,7 @@ def build_app(settings: _Settings | None = None) -> typer.Typer:
         app.command(name)(command)
     app.add_typer(simulate, name="simulate")
     app.add_typer(solve, name="solve")
+    app.add_typer(bench, name="bench")
     return app
 
 
