@@ -43,6 +43,7 @@ from .probabilities import probabilities
 from .request import MAX_LOGPROBS, ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams, Usage
 from .residency import check_budget
 from .scheduler import Scheduler
+from .structured import Grammars
 from .tiers import TransferRecord
 from .tokenizer import Tokenizer
 
@@ -61,6 +62,7 @@ class _Served:
     def __init__(self, bundle: Bundle, entry: ModelEntry) -> None:
         self.entry = entry
         self.tokenizer = Tokenizer(bundle.read_bytes(entry.tokenizer).decode())
+        self.grammars = Grammars(self.tokenizer, entry.eos_token_ids)
         self.template = (
             ChatTemplate(
                 bundle.read_bytes(entry.chat_template).decode(), bos_token=entry.bos_token, eos_token=entry.eos_token
@@ -264,7 +266,10 @@ class Runtime:
         self, model: str, prompt: Sequence[int], params: SamplingParams
     ) -> AsyncGenerator[Piece, None]:
         """Yields the answer to a prompt of tokens, as `pieces`. Closing the generator cancels the request."""
-        request, answer = self._generation(model, prompt, params)
+        if params.structure is None:
+            request, answer = self._generation(model, prompt, params)
+        else:  # grammars take their time
+            request, answer = await asyncio.to_thread(self._generation, model, prompt, params)
         outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
         self._core.submit(request, _into(outcomes))
         try:
@@ -363,6 +368,7 @@ class Runtime:
             ends=params.stop_token_ids,
             ignores_eos=params.ignore_eos,
             num_logprobs=params.logprobs,
+            constraint=None if params.structure is None else served.grammars.constrain(params.structure),
         )
         work = GenerateWork(tuple(prompt), params.max_tokens or room, sampling)
         now = self._clock.now()
@@ -433,9 +439,18 @@ class Runtime:
         _raise_failure(outcome)
         piece = answer.push(outcome.reply, self._clock.now(), outcome.logprobs)
         if piece is not None and piece.finish_reason is not None:
+            self._check_constraint(request)
             self.metrics.request_finished(request.model, piece.finish_reason, piece.usage)
             self._core.release(request.id)
         return piece
+
+    def _check_constraint(self, request: Request) -> None:
+        """Raises ExecutionError if an answer has ended because what it must look like could not be followed."""
+        constraint = request.work.sampling.constraint if isinstance(request.work, GenerateWork) else None
+        if constraint is not None and constraint.failure:
+            self.metrics.request_finished(request.model, "error")
+            reason = constraint.failure.splitlines()[0]
+            raise ExecutionError(f"the answer's structure could not be followed to its end: {reason}")
 
     def _vectors(self, request: Request, outcome: Outcome, submitted_at: float) -> EmbedResult:
         _raise_failure(outcome)
@@ -494,6 +509,7 @@ def _check_sampling(params: SamplingParams, vocab_size: int, room: int) -> None:
         ("min_tokens", 0 <= params.min_tokens <= (params.max_tokens or room), "between 0 and max_tokens"),
         ("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
         ("stop_token_ids", all(0 <= one < vocab_size for one in params.stop_token_ids), f"below {vocab_size} each"),
+        ("ignore_eos", not (params.ignore_eos and params.structure), "left out where the answer has a structure"),
         ("logit_bias", all(0 <= one < vocab_size for one in params.logit_bias), f"of tokens below {vocab_size}"),
         ("logit_bias", all(-100 <= one <= 100 for one in params.logit_bias.values()), "between -100 and 100 each"),
     ):

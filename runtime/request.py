@@ -19,6 +19,7 @@ __all__ = [
     "Piece",
     "Residency",
     "SamplingParams",
+    "Structure",
     "TokenLogprobs",
     "TokenScore",
     "Usage",
@@ -28,6 +29,15 @@ MAX_LOGPROBS = 20  # of the likeliest tokens in the place of each, as OpenAI has
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What an answer must look like, whatever the model would say."""
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    source: str  # a JSON schema, an expression, a JSON list of texts, or a grammar in Lark's or GBNF's notation
+    param: str = "structure"  # the parameter that it came with, to be named if it is wrong
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # tokens that end the answer beside the model's own
     ignore_eos: bool = False  # go on after the model's own ends
     logprobs: int | None = None  # 0: logarithms of the drawn tokens' probabilities; k: of the k likeliest as well
+    structure: Structure | None = None  # what the answer must look like; it ends when it is complete
 
 
 @dataclass(frozen=True)

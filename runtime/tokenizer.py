@@ -117,6 +117,10 @@ class Tokenizer:
         """Returns whether a token controls the model and has no text."""
         return token_id in self._special_ids
 
+    def to_json(self) -> str:
+        """Returns the contents of a tokenizer.json in which special tokens have names that nobody can write."""
+        return self._tokenizer.to_str()
+
     def token_bytes(self, token_id: int) -> bytes:
         """Returns the text of one token, which may be a part of a character only; of a special token, its name."""
         if token_id in self._special_ids:

@@ -6,7 +6,8 @@ clients which spell out defaults work, and refuses the others. Types are strict:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -22,7 +23,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ..request import MAX_LOGPROBS, SamplingParams
+from ...errors import InvalidRequestError
+from ..request import MAX_LOGPROBS, SamplingParams, Structure
 
 __all__ = ["ChatRequest", "ClassifyRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest", "ScoreRequest"]
 
@@ -146,6 +148,9 @@ class StreamOptions(_Strict):
     include_obfuscation: Annotated[bool | None, _only(False)] = None
 
 
+Choices = Annotated[list[NonEmptyText], Field(min_length=1, max_length=_MAX_INPUTS)]
+
+
 def _stop_kind(stop: JsonValue) -> str | None:
     return {str: "<string>", list: "<list>", type(None): "<null>"}.get(type(stop))
 
@@ -158,6 +163,38 @@ StopSequences = Annotated[
         _stop_kind, custom_error_type="stop_type", custom_error_message="Must be a string or a list of strings"
     ),
 ]
+
+
+class JsonSchema(_Strict):
+    """A schema that an answer must fit; it must whether or not the client calls it strict."""
+
+    name: Text | None = None
+    description: Text | None = None
+    strict: bool | None = None
+    of_answer: Annotated[dict[str, JsonValue], Field(alias="schema")]
+
+
+class ResponseFormat(_Strict):
+    """What an answer must look like, as OpenAI has it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(default=None, validate_default=True)
+
+    @field_validator("json_schema")
+    @classmethod
+    def _goes_with_type(cls, schema: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
+        if (schema is not None) != (info.data.get("type") == "json_schema"):
+            raise PydanticCustomError("json_schema", "Must be there if and only if type is 'json_schema'")
+        return schema
+
+
+class StructuredOutputs(_Strict):
+    """What an answer must look like, as vLLM has it."""
+
+    schema_of_answer: Annotated[dict[str, JsonValue] | str | None, Field(alias="json")] = None
+    regex: NonEmptyText | None = None
+    choice: Choices | None = None
+    grammar: NonEmptyText | None = None
 
 
 class _GenerationRequest(_Strict):
@@ -184,6 +221,14 @@ class _GenerationRequest(_Strict):
     min_tokens: Annotated[int, Field(ge=0, le=_INT32_MAX)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=_MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
+
+    # What the answer must look like; one of them.
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, JsonValue] | str | None = None
+    guided_regex: NonEmptyText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: NonEmptyText | None = None
 
     user: Text | None = None  # without effect on the answer
 
@@ -223,7 +268,41 @@ class _GenerationRequest(_Strict):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
+            structure=self._structure(),
         )
+
+    def _structure(self) -> Structure | None:
+        """Returns what the answer must look like.
+
+        Raises:
+            InvalidRequestError: if it is said more than once.
+        """
+        found = list(self._structures())
+        if len(found) > 1:
+            raise InvalidRequestError(
+                f"'{found[1].param}' says what the answer must look like, and so does '{found[0].param}'; send one",
+                param=found[1].param,
+            )
+        return found[0] if found else None
+
+    def _structures(self) -> Iterator[Structure]:
+        wanted = self.response_format
+        if wanted is not None and wanted.type != "text":
+            schema = {"type": "object"} if wanted.json_schema is None else wanted.json_schema.of_answer
+            yield Structure("json", json.dumps(schema), "response_format")
+        named = self.structured_outputs or StructuredOutputs()
+        for prefix, schema, regex, choice, grammar in (
+            ("structured_outputs.", named.schema_of_answer, named.regex, named.choice, named.grammar),
+            ("guided_", self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar),
+        ):
+            if schema is not None:
+                yield Structure("json", schema if isinstance(schema, str) else json.dumps(schema), f"{prefix}json")
+            if regex is not None:
+                yield Structure("regex", regex, f"{prefix}regex")
+            if choice is not None:
+                yield Structure("choice", json.dumps(choice), f"{prefix}choice")
+            if grammar is not None:
+                yield Structure("grammar", grammar, f"{prefix}grammar")
 
 
 class ChatRequest(_GenerationRequest):
@@ -239,7 +318,6 @@ class ChatRequest(_GenerationRequest):
     parallel_tool_calls: bool | None = None  # without effect as there are no tools
     functions: Annotated[list[JsonValue] | None, _only([])] = None
     function_call: Annotated[JsonValue, _only("none", "auto")] = None
-    response_format: Annotated[dict[str, JsonValue] | None, _only({"type": "text"})] = None
     modalities: Annotated[list[JsonValue] | None, _only(["text"])] = None
     audio: Unsupported = None
     prediction: Unsupported = None
