@@ -40,7 +40,7 @@ CAT = {
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     directory = tmp_path_factory.mktemp("structured")
     write_tiny_llama(directory / "llama", seed=0)
-    models = {"chat": {"source": "llama", "sequence": 512, "batch": 8, "kv_tokens": 4096}}
+    models = {"chat": {"source": "llama", "sequence": 512, "batch": 8, "kv_tokens": 1024}}
     spec = BundleSpec.model_validate({"bundle": "structured", "target": "cpu", "models": models})
     with Runtime(build_bundle(spec, directory / "structured.plait", base=directory).path) as runtime:
         yield runtime

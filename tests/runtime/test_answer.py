@@ -143,3 +143,25 @@ def test_pieces_together_are_the_whole_however_it_is_cut(text: str, cuts: list[i
     assert tuple(streamed) == tokens[: usage.completion_tokens]
     if made[-1].finish_reason == "length":
         assert usage.completion_tokens == len(tokens)
+
+
+def test_a_stop_that_is_complete_too_soon_is_text():
+    answer = Answer(TOKENIZER, ("b",), num_prompt=1, submitted_at=0.0, min_tokens=3)
+    made = [answer.push(Reply(1, (token,), timing=TIMING), 1.0) for token in ids("abab")]
+    assert [piece and (piece.text, piece.finish_reason) for piece in made] == [
+        ("a", None),
+        ("b", None),
+        ("a", None),
+        ("", "stop"),
+    ]
+
+
+def test_the_logprobs_of_held_tokens_come_with_their_text():
+    answer = Answer(TOKENIZER, (), num_prompt=1, submitted_at=0.0)
+    first, second, third = ids("€")
+    assert answer.push(Reply(1, (first, second)), 1.0, [[(first, -1.0)], [(second, -2.0), (first, -0.5)]]) is None
+    piece = answer.push(Reply(1, (third,)), 1.0, [[(third, -3.0)]])
+    assert piece is not None
+    assert [one.drawn.logprob for one in piece.logprobs] == [-1.0, -2.0, -3.0]
+    assert b"".join(one.drawn.data for one in piece.logprobs).decode() == "€"
+    assert [[score.token_id for score in one.likeliest] for one in piece.logprobs] == [[], [first], []]

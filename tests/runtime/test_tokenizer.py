@@ -249,3 +249,14 @@ def test_an_empty_stop_is_refused():
     with pytest.raises(InvalidRequestError, match="stop string is empty") as raised:
         StopMatcher(("a", ""))
     assert raised.value.param == "stop"
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback], ids=["byte level", "byte fallback"])
+def test_the_bytes_of_tokens_are_those_of_the_text(make):
+    tokenizer = make()
+    text = " the a€é"
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    assert b"".join(map(tokenizer.token_bytes, tokens)).decode().strip() == text.strip()
+    special = next(token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token) == b"<end>")
+    assert tokenizer.is_special(special)
+    assert tokenizer.token_bytes(tokenizer.vocab_size + 5) == b""
