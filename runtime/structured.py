@@ -99,6 +99,7 @@ class Grammars:
             InvalidRequestError: if the structure is none, or the model's tokenizer of a kind that can't be constrained.
         """
         matcher = LLMatcher(self._read_vocabulary(structure), _grammar(structure), log_level=0, limits=_LIMITS)
+        matcher.compute_bitmask()  # the first takes longest, and some structures turn out to have no answer
         if matcher.is_error():
             raise _refusal(structure, matcher.get_error())
         return StructuredAnswer(matcher, self._ends)

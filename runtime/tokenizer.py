@@ -118,8 +118,11 @@ class Tokenizer:
         return token_id in self._special_ids
 
     def to_json(self) -> str:
-        """Returns the contents of a tokenizer.json in which special tokens have names that nobody can write."""
-        return self._tokenizer.to_str()
+        """Returns the contents of a tokenizer.json for other libraries, with the special tokens' own names."""
+        text = self._tokenizer.to_str()
+        for content, name in self._names.items():
+            text = text.replace(name, json.dumps(content)[1:-1])
+        return text
 
     def token_bytes(self, token_id: int) -> bytes:
         """Returns the text of one token, which may be a part of a character only; of a special token, its name."""

@@ -107,17 +107,38 @@ def test_special_tokens_are_no_text():
         (schema({"type": "integer", "minimum": 5, "maximum": 2}), "Unsatisfiable schema"),
         (schema({"$ref": "http://example.com/x"}), "not present in a registry"),
         (schema({"not": {"type": "string"}, "x-guidance": {"lenient": True}}), "Unimplemented keys"),
+        (schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}), "NoExtension"),
+        (schema({"enum": ["\ud800"]}), "hex escape"),
         (Structure("json", "[1", "response_format"), "EOF"),
         (Structure("regex", "(a", "response_format"), "unclosed group"),
         (Structure("grammar", "start: foo", "response_format"), "unknown name"),
     ],
-    ids=["type", "properties", "empty", "reference", "unknown keyword", "no JSON", "regex", "grammar"],
+    ids=[
+        "type",
+        "properties",
+        "empty",
+        "reference",
+        "unknown keyword",
+        "endless",
+        "surrogate",
+        "no JSON",
+        "regex",
+        "grammar",
+    ],
 )
 def test_a_structure_that_is_none_is_refused_with_its_parameter(structure: Structure, reason: str):
     with pytest.raises(InvalidRequestError, match=reason) as caught:
         GRAMMARS.constrain(structure)
     assert caught.value.param == "response_format"
     assert "'response_format'" in str(caught.value)
+
+
+def test_no_complaint_tells_the_names_that_nobody_can_write():
+    with pytest.raises(InvalidRequestError, match="unknown special token") as caught:
+        GRAMMARS.constrain(Structure("grammar", "start: <|nothing|>"))
+    assert "<|endoftext|>" in str(caught.value)
+    assert not any(name[1:-1] in str(caught.value) for name in TOKENIZER._names.values())
+    assert not any(name[1:-1] in TOKENIZER.to_json() for name in TOKENIZER._names.values())
 
 
 def test_models_that_cannot_be_constrained_say_so():
