@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import urlsplit
 
 import typer
 
@@ -31,8 +30,6 @@ __all__ = ["bench"]
 
 _DEFAULT_REQUESTS = 100
 _WARM_UP_TOKENS = 2
-_LIST_SECONDS = 30  # for the list of models
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 bench = typer.Typer(
     rich_markup_mode=None,
@@ -103,7 +100,7 @@ def serve(
     plait bench serve http://127.0.0.1:8000 --trace azure.csv --speed 0.5 --scale 0.25 --requests 200
     plait bench serve http://127.0.0.1:8000 --trace arrivals.csv --speed 600 --model a --model b
     """
-    from ..runtime.bench.client import Endpoint
+    from ..runtime.bench.client import Endpoint, connect
     from ..runtime.bench.load import Load
     from ..runtime.bench.measures import parse_bound
     from ..runtime.bench.summary import summarize
@@ -145,7 +142,7 @@ def serve(
         total = requests or 0
         run, was_interrupted = asyncio.run(
             _measure(
-                _client(url, asked, api_key),
+                connect(url, asked, api_key),
                 asked,
                 model,
                 loads,
@@ -238,19 +235,6 @@ def _at(server: str, hbm: str | None) -> Iterator[str]:
     yield server.rstrip("/").removesuffix("/v1")
 
 
-def _client(url: str, endpoint: Endpoint, api_key: str | None) -> httpx.AsyncClient:
-    """Returns a client with as many connections as it takes; `ask` limits the time of each request."""
-    import httpx
-
-    return httpx.AsyncClient(
-        base_url=url,
-        headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        timeout=endpoint.timeout_seconds,
-        trust_env=urlsplit(url).hostname not in _LOOPBACK,  # no proxy to this machine itself
-    )
-
-
 async def _measure(
     client: httpx.AsyncClient,
     endpoint: Endpoint,
@@ -266,7 +250,7 @@ async def _measure(
         What came of it, and whether it was interrupted.
     """
     from ..runtime.bench.arrivals import Arrival
-    from ..runtime.bench.client import ask
+    from ..runtime.bench.client import ask, first_model
     from ..runtime.bench.load import Load, run_load
     from ..runtime.bench.prompts import random_prompt
 
@@ -279,34 +263,11 @@ async def _measure(
             return await ask(http, endpoint, arrival.model, prompt, arrival.output_tokens)
 
         with _ctrl_c_sets(stop):
-            asked = models or [await _first_model(http, endpoint)]
+            asked = models or [await first_model(http, endpoint)]
             warm_up = [Arrival(0.0, name, 1, _WARM_UP_TOKENS) for name in dict.fromkeys(asked)] * num_warm_up
             await run_load(Load(warm_up, concurrency=1), send, stop=stop)
             run = await run_load(loads(asked), send, stop=stop, progress=progress)
             return run, stop.is_set()
-
-
-async def _first_model(http: httpx.AsyncClient, endpoint: Endpoint) -> str:
-    """Returns the first model of a server that can be asked; where it does not say what its models can, the first."""
-    import httpx
-
-    capability = {"chat": "chat", "completions": "completion"}[endpoint.kind]
-    try:
-        response = await http.get("/v1/models", timeout=_LIST_SECONDS)
-        response.raise_for_status()
-        listed = response.json()["data"]
-        names = [item["id"] for item in listed if capability in item.get("capabilities", [capability])]
-    except httpx.HTTPStatusError as error:
-        raise ConfigurationError(
-            f"{error.request.url} answers {error.response.status_code}; name a --model, or give the --api-key"
-        ) from None
-    except httpx.HTTPError as error:
-        raise ConfigurationError(f"cannot reach {http.base_url}: {error or type(error).__name__}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ConfigurationError(f"{http.base_url}/v1/models is no list of models; name a --model") from None
-    if not names:
-        raise ConfigurationError(f"no model of {http.base_url} does {endpoint.kind}; name a --model")
-    return names[0]
 
 
 @contextmanager

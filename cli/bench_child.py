@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ConfigurationError
@@ -55,12 +55,13 @@ def served(bundle: Path, options: Sequence[str] = ()) -> Iterator[str]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    finally:  # also after a second Ctrl-C; nothing happens to one that has ended
         process.kill()
         process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _complaint(log: str, bundle: Path) -> str:

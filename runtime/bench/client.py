@@ -16,11 +16,16 @@ from typing import Literal, TypeAlias
 
 import httpx
 
-__all__ = ["Endpoint", "Kind", "Reply", "ask"]
+from ...errors import ConfigurationError
+
+__all__ = ["Endpoint", "Kind", "Reply", "ask", "connect", "first_model"]
 
 Kind: TypeAlias = Literal["chat", "completions"]
 
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+_CAPABILITIES = {"chat": "chat", "completions": "completion"}  # as plait's own server lists them
+_LIST_SECONDS = 30.0  # for the list of models
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TEXTS = ("content", "reasoning_content", "reasoning")  # of a chat's delta
 _DONE = "[DONE]"
 
@@ -141,6 +146,42 @@ class _Stream:
             input_tokens=self.input_tokens,
             counted_by="chunks" if self.output_tokens is None else "usage",
         )
+
+
+def connect(url: str, endpoint: Endpoint, api_key: str | None) -> httpx.AsyncClient:
+    """Returns a client with as many connections as it takes; `ask` limits the time of each request."""
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        timeout=endpoint.timeout_seconds,
+        trust_env=httpx.URL(url).host not in _LOOPBACK,  # no proxy leads to this machine itself
+    )
+
+
+async def first_model(http: httpx.AsyncClient, endpoint: Endpoint) -> str:
+    """Returns the first model of a server that can be asked; where it does not say what its models can, the first.
+
+    Raises:
+        ConfigurationError: if there is none, or the server does not say.
+    """
+    capability = _CAPABILITIES[endpoint.kind]
+    try:
+        response = await http.get("/v1/models", timeout=_LIST_SECONDS)
+        response.raise_for_status()
+        listed = response.json()["data"]
+        names = [item["id"] for item in listed if capability in item.get("capabilities", [capability])]
+    except httpx.HTTPStatusError as error:
+        raise ConfigurationError(
+            f"{error.request.url} answers {error.response.status_code}; name a --model, or give the --api-key"
+        ) from None
+    except httpx.HTTPError as error:
+        raise ConfigurationError(f"cannot reach {http.base_url}: {error or type(error).__name__}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ConfigurationError(f"{http.base_url}/v1/models is no list of models; name a --model") from None
+    if not names:
+        raise ConfigurationError(f"no model of {http.base_url} does {endpoint.kind}; name a --model")
+    return names[0]
 
 
 async def ask(http: httpx.AsyncClient, endpoint: Endpoint, model: str, prompt: str, max_tokens: int) -> Reply:

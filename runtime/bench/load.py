@@ -35,7 +35,7 @@ class Outcome:
 
     model: str
     sent_seconds: float  # after the start
-    late_seconds: float  # that it was sent after its time
+    late_seconds: float  # that it was sent after its time; 0 in a closed loop, where it has none
     reply: Reply
 
     @property
@@ -121,16 +121,17 @@ class _Sending:
 
     async def _client(self, arrivals: Iterator[Arrival]) -> None:
         for arrival in arrivals:
-            await self._one(arrival, due=self._now())
+            await self._one(arrival)
 
-    async def _one(self, arrival: Arrival, *, due: float) -> None:
+    async def _one(self, arrival: Arrival, *, due: float | None = None) -> None:
         sent = self._now()
+        late = 0.0 if due is None else max(0.0, sent - due)
         try:
             reply = await self._send(arrival)
         except asyncio.CancelledError:
             self.num_interrupted += 1
             raise
-        self.outcomes.append(Outcome(arrival.model, sent, max(0.0, sent - due), reply))
+        self.outcomes.append(Outcome(arrival.model, sent, late, reply))
         self._progress(len(self.outcomes))
 
     def _now(self) -> float:

@@ -126,8 +126,9 @@ class Summary:
                 "tokens",
                 f"{self.input_tokens} in, {self.output_tokens} out, counted by {' and '.join(self.counted_by) or '-'}",
             ),
-            ("sent late", f"by {format_seconds(self.latest_seconds)} at most"),
         ]
+        if self.latest_seconds:
+            facts.append(("sent late", f"by {format_seconds(self.latest_seconds)} at most"))
         return facts + (_attainment_facts(self.attainment) if self.attainment else [])
 
     def tables(self) -> list[Table]:
