@@ -25,12 +25,13 @@ from .state import (
     BEGIN,
     CEILING,
     CELLS,
+    CHANGED,
+    CHANGED_END,
     CHOSEN,
     COUNT,
     END,
     FLOOR,
     HIGH,
-    INFINITE,
     LOW,
     NEED,
     NEXT,
@@ -75,47 +76,51 @@ def search(
         FOUND, EXHAUSTED (there is none) or STOPPED.
     """
     state.num_nodes[0] = 0
-    if not _begin(buffers, state, ceiling):
-        return EXHAUSTED
-    depth = 0
-    while state.frame[depth, PENDING] >= 0:
+    depth = int(state.num_nodes[0])  # no literal, for which everything would be compiled once more
+    _begin(buffers, state, depth, ceiling)
+    while True:
+        if split(buffers, state, depth):
+            if state.frame[depth, PENDING] < 0:
+                return FOUND
+            depth += 1
+            _open(buffers, state, depth)
+        else:
+            depth -= 1
+            if depth < 0:
+                return EXHAUSTED
+            _refuse(buffers, state, depth)
+        while not propagate(buffers, state, depth):
+            depth = state.frame[depth, PARENT]
+            if depth < 0:
+                return EXHAUSTED
+            _refuse(buffers, state, depth)
+        state.num_nodes[0] += 1
+        if state.num_nodes[0] > most_nodes or (state.num_nodes[0] % _STOP_EVERY == 0 and stop[0] != 0):
+            return STOPPED
+        state.frame[depth, CHOSEN] = choose(buffers, state, depth, key, is_urgent, pull)
+        _place(buffers, state, depth)
         depth += 1
-        is_alive = _open(buffers, state, depth)
-        while True:
-            while not is_alive:
-                depth = state.frame[depth, PARENT]
-                if depth < 0:
-                    return EXHAUSTED
-                is_alive = _refuse(buffers, state, depth)
-            state.num_nodes[0] += 1
-            if state.num_nodes[0] > most_nodes or (state.num_nodes[0] % _STOP_EVERY == 0 and stop[0] != 0):
-                return STOPPED
-            state.frame[depth, CHOSEN] = choose(buffers, state, depth, key, is_urgent, pull)
-            if _place(buffers, state, depth):
-                break
-            is_alive = _refuse(buffers, state, depth)
-        depth += 1
-    return FOUND
 
 
 @compiled
-def _begin(buffers: Buffers, state: State, ceiling: int) -> bool:
+def _begin(buffers: Buffers, state: State, depth: int, ceiling: int) -> None:
     """Makes the first frame, which is one after a decision."""
-    num_moments = state.moment.shape[1]
-    state.moment[0, :, NEED] = 0
+    rest, known, moments = state.rest[depth], state.known[depth], state.moment[depth]
+    for moment in range(len(moments)):
+        moments[moment, NEED] = 0
     for buffer in range(len(buffers.size)):
-        state.rest[0, buffer] = buffer
-        of = state.known[0, buffer]
-        of[LOW], of[FLOOR], of[HIGH] = 0, 0, ceiling - buffers.size[buffer]
-        state.moment[0, buffers.begin[buffer] : buffers.end[buffer], NEED] += buffers.size[buffer]
-    frame = state.frame[0]
+        rest[buffer] = buffer
+        known[buffer, LOW], known[buffer, FLOOR], known[buffer, HIGH] = 0, 0, ceiling - buffers.size[buffer]
+        for moment in range(buffers.begin[buffer], buffers.end[buffer]):
+            moments[moment, NEED] += buffers.size[buffer]
+    frame = state.frame[depth]
+    frame[BEGIN], frame[END], frame[CEILING], frame[PARENT] = 0, len(moments), ceiling, -1
     frame[COUNT], frame[PENDING], frame[CELLS], frame[REMOVED] = len(buffers.size), -1, 0, 1
-    return split(buffers, state, 0, 0, num_moments, ceiling, -1)
 
 
 @compiled
-def _open(buffers: Buffers, state: State, depth: int) -> bool:
-    """Makes the frame of the next decision, in the component that is pending first, and propagates."""
+def _open(buffers: Buffers, state: State, depth: int) -> None:
+    """Makes the frame of the next decision, in the component that is pending first."""
     frame, cell = state.frame[depth], state.cell[state.frame[depth - 1, PENDING]]
     for field in (BEGIN, END, CEILING, PARENT):
         frame[field] = cell[field]
@@ -132,19 +137,21 @@ def _open(buffers: Buffers, state: State, depth: int) -> bool:
             count += 1
     frame[COUNT] = count
     _copy_moments(state.moment[source], state.moment[depth], frame[BEGIN], frame[END])
+    frame[CHANGED], frame[CHANGED_END] = frame[BEGIN], frame[END]
     if state.frame[source, REMOVED] != 0:
-        return propagate(buffers, state, depth, frame[BEGIN], frame[END])
-    # Only what is live together with the buffer that was placed has changed.
-    placed, begin, end = state.frame[source - 1, CHOSEN], INFINITE, -1
+        return
+    # Only where something is live together with the buffer that was placed has anything changed.
+    placed = state.frame[source - 1, CHOSEN]
+    begin, end = max(buffers.begin[placed], frame[BEGIN]), min(buffers.end[placed], frame[END])
     for place in range(count):
         buffer = rest[place]
         if buffers.begin[buffer] < buffers.end[placed] and buffers.begin[placed] < buffers.end[buffer]:
-            begin, end = min(begin, int(buffers.begin[buffer])), max(end, int(buffers.end[buffer]))
-    return bool(end < 0) or propagate(buffers, state, depth, begin, end)
+            begin, end = min(begin, buffers.begin[buffer]), max(end, buffers.end[buffer])
+    frame[CHANGED], frame[CHANGED_END] = begin, end
 
 
 @compiled
-def _place(buffers: Buffers, state: State, depth: int) -> bool:
+def _place(buffers: Buffers, state: State, depth: int) -> None:
     """Makes the frame after the decision to place the chosen buffer at its floor."""
     frame, after, chosen = state.frame[depth], state.frame[depth + 1], state.frame[depth, CHOSEN]
     old, known, rest, count = state.known[depth], state.known[depth + 1], state.rest[depth + 1], 0
@@ -163,24 +170,23 @@ def _place(buffers: Buffers, state: State, depth: int) -> bool:
             least = aligned(end, int(buffers.alignment[buffer]))
             known[buffer, FLOOR] = max(known[buffer, FLOOR], least)
             known[buffer, LOW] = max(known[buffer, LOW], least)
+    after[BEGIN], after[END], after[CEILING], after[PARENT] = frame[BEGIN], frame[END], frame[CEILING], depth
     after[COUNT], after[PENDING], after[CELLS], after[REMOVED] = count, frame[PENDING], frame[CELLS], 0
     moments = state.moment[depth + 1]
     _copy_moments(state.moment[depth], moments, frame[BEGIN], frame[END])
     for moment in range(buffers.begin[chosen], buffers.end[chosen]):
         moments[moment, NEED] -= buffers.size[chosen]
-    return split(buffers, state, depth + 1, frame[BEGIN], frame[END], frame[CEILING], depth)
 
 
 @compiled
-def _refuse(buffers: Buffers, state: State, depth: int) -> bool:
+def _refuse(buffers: Buffers, state: State, depth: int) -> None:
     """Takes the decision of a frame back: the chosen buffer, and those like it, stand on another one."""
-    chosen = state.frame[depth, CHOSEN]
-    for place in range(state.frame[depth, COUNT]):
+    frame, chosen = state.frame[depth], state.frame[depth, CHOSEN]
+    for place in range(frame[COUNT]):
         buffer = state.rest[depth, place]
         if buffers.twin[buffer] == buffers.twin[chosen]:
-            of = state.known[depth, buffer]
-            of[LOW] = max(of[LOW], state.frame[depth, RAISED])
-    return propagate(buffers, state, depth, int(buffers.begin[chosen]), int(buffers.end[chosen]))
+            state.known[depth, buffer, LOW] = max(state.known[depth, buffer, LOW], frame[RAISED])
+    frame[CHANGED], frame[CHANGED_END] = buffers.begin[chosen], buffers.end[chosen]
 
 
 @compiled

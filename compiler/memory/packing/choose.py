@@ -67,11 +67,13 @@ def _urgent_moment(
     pull: float,
 ) -> int:
     """Returns the moment at which a buffer can be placed and the lowest one has to be placed lowest."""
-    is_open[begin:end] = 0
+    for moment in range(begin, end):
+        is_open[moment] = 0
     for place in range(len(rest)):
         buffer = rest[place]
         if known[buffer, LOW] == known[buffer, FLOOR] and known[buffer, LOW] < known[buffer, ABOVE]:
-            is_open[buffers.begin[buffer] : buffers.end[buffer]] = 1
+            for moment in range(buffers.begin[buffer], buffers.end[buffer]):
+                is_open[moment] = 1
     best, least = -1, np.inf
     for moment in range(begin, end):
         latest = ceiling - moments[moment, NEED]

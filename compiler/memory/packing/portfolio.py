@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import monotonic
+from typing import Literal
 
 import numpy as np
 
@@ -18,34 +19,38 @@ from .canonical import EXHAUSTED, FOUND, STOPPED, search
 from .instance import Instance
 from .state import Buffers, State, make_state, state_bytes
 
-__all__ = ["Found", "make_buffers", "search_packing"]
+__all__ = ["Found", "is_searchable", "make_buffers", "search_packing"]
 
 _FIRST_NODES = 400
-_GROWTH = 1.5  # of the nodes of an attempt, from round to round
+_GROWTH = 1.4  # of the nodes of an attempt, from round to round
 _NOISE = 0.3  # standard deviation of what is added to a key
-_PULL = 1e-3
+_KEPT = 0.5  # of the weights of failures, from attempt to attempt
 _MOST_WEIGHT = 1000.0
-_MOST_BYTES = 800_000_000  # of the states of all threads
+_MOST_THREADS = 2
+_MOST_BYTES = 1_200_000_000  # of the states of all threads
 
 
 @dataclass(frozen=True)
 class _Rule:
     """How an attempt chooses what it places next, see `choose`."""
 
-    is_urgent: bool
-    pull: float
-    key: str  # "area" | "size" | "width"
+    key: Literal["size", "width", "area", "blame", "fault"]
+    is_urgent: bool = True
+    pull: float = 1e-4  # of the ceiling
 
 
+# Each is the only one that solves some problem in seconds, of those that were tried.
 _RULES = (
-    _Rule(True, _PULL, "area"),
-    _Rule(True, 0.0, "size"),
-    _Rule(False, 0.0, "width"),
-    _Rule(True, 0.0, "width"),
-    _Rule(True, 0.0, "area"),
-    _Rule(True, _PULL, "size"),
-    _Rule(False, 0.0, "size"),
-    _Rule(True, _PULL, "width"),
+    _Rule("width"),
+    _Rule("size", pull=1e-6),
+    _Rule("blame"),
+    _Rule("area"),
+    _Rule("width", pull=1e-3),
+    _Rule("fault"),
+    _Rule("blame", is_urgent=False),
+    _Rule("size", pull=3e-4),
+    _Rule("fault", is_urgent=False),
+    _Rule("width", is_urgent=False),
 )
 
 
@@ -57,13 +62,22 @@ class Found:
     is_exhausted: bool
 
 
+def is_searchable(instance: Instance) -> bool:
+    """Whether the search has enough memory for so many buffers; up to 1,800 are never too many."""
+    return _num_threads() * state_bytes(len(instance.size), len(instance.times)) <= _MOST_BYTES
+
+
+def _num_threads() -> int:
+    return min(_MOST_THREADS, os.cpu_count() or 1)
+
+
 def search_packing(instance: Instance, ceiling: int, deadline: float) -> Found:
     """Searches a packing below a ceiling, in units, until the deadline of `time.monotonic`.
 
     Too many buffers for the memory of the search are not searched at all.
     """
-    num_threads = min(2, os.cpu_count() or 1)
-    if num_threads * state_bytes(len(instance.size), len(instance.times)) > _MOST_BYTES or monotonic() > deadline:
+    num_threads = _num_threads()
+    if not is_searchable(instance) or monotonic() > deadline:
         return Found(None, False)
     stop = np.zeros(1, np.int64)
     workers = [_Worker(instance, ceiling, stop, number, num_threads) for number in range(num_threads)]
@@ -115,7 +129,7 @@ class _Worker:
             self._ceiling,
             self._key(rule),
             rule.is_urgent,
-            rule.pull,
+            rule.pull * self._ceiling,
             min(most_nodes, 2**60),
             self._stop,
         )
@@ -125,16 +139,20 @@ class _Worker:
         return Found(self._state.offset.copy() if outcome == FOUND else None, outcome == EXHAUSTED)
 
     def _key(self, rule: _Rule) -> np.ndarray:
+        """The logarithm of what a rule looks at; the blame of a buffer is what failed while it is live."""
         size, width = self._buffers.size, self._buffers.end - self._buffers.begin
-        key = np.log({"area": size * width, "size": size, "width": width}[rule.key])
-        is_first_round = self._turn * self._num_workers <= len(_RULES) and not getattr(self, "_key_noise", False)
-        return key if is_first_round else key + _NOISE * self._random.standard_normal(len(key))
+        failures = np.append(0.0, self._state.weight.cumsum())
+        blame = failures[self._buffers.end] - failures[self._buffers.begin]
+        values = {"size": size, "width": width, "area": size * width, "blame": blame, "fault": blame * size}
+        is_first_round = self._turn * self._num_workers <= len(_RULES)
+        noise = 0.0 if is_first_round else _NOISE * self._random.standard_normal(len(size))
+        return np.log(values[rule.key]) + noise
 
     def _forget(self) -> None:
         """Halves the weights of failures, and keeps them from outgrowing all else."""
         weight = self._state.weight
         weight -= 1.0
-        weight *= 0.5 * _MOST_WEIGHT / max(_MOST_WEIGHT, float(weight.max()))
+        weight *= _KEPT * _MOST_WEIGHT / max(_MOST_WEIGHT, float(weight.max()))
         weight += 1.0
 
 

@@ -12,6 +12,8 @@ from .compiled import compiled
 from .state import (
     ABOVE,
     CEILING,
+    CHANGED,
+    CHANGED_END,
     COUNT,
     FIRST,
     FLOOR,
@@ -37,17 +39,16 @@ def aligned(offset: int, alignment: int) -> int:
 
 
 @compiled
-def propagate(buffers: Buffers, state: State, depth: int, begin: int, end: int) -> bool:
+def propagate(buffers: Buffers, state: State, depth: int) -> bool:
     """Rules out offsets in a frame, and says whether every buffer has one left.
 
     Args:
         buffers: All buffers.
         state: What the frame knows is changed; `weight` counts what failed.
-        depth: The frame.
-        begin: First moment at which something has changed.
-        end: Moment behind the last one.
+        depth: The frame, with the range of moments in which something has changed.
     """
     ceiling, known = state.frame[depth, CEILING], state.known[depth]
+    begin, end = state.frame[depth, CHANGED], state.frame[depth, CHANGED_END]
     rest = state.rest[depth, : state.frame[depth, COUNT]]
     while begin < end:
         _sort(rest, known)

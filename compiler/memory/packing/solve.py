@@ -21,9 +21,10 @@ from .problem import Buffer, check_buffers
 __all__ = ["solve_packing"]
 
 _GREEDY_SHARE = 0.02  # of the time
-_MOST_GREEDY_SECONDS = 1.0
+_MOST_GREEDY_SECONDS = 0.3
 _SHARE_AT_BOUND = 0.6  # of the time that is left, for a packing as low as the bound
 _SHARE_BETWEEN = 0.5  # of what is left then, for each height between
+_ALL = slice(None)
 
 
 def solve_packing(buffers: Sequence[Buffer], capacity: int | None = None, time_limit_seconds: float = 60.0) -> Packing:
@@ -73,7 +74,6 @@ class _Packer:
         self._start, self._limit_seconds = start, limit_seconds
         self._deadline = start + limit_seconds
         self._offsets: np.ndarray | None = None
-        self._parts: list[np.ndarray] = []
         self.binding: Binding | None = None
 
     @property
@@ -109,9 +109,10 @@ class _Packer:
                 return "unknown"
         return "optimal" if self._top() == self._bound else "feasible"
 
-    def _top(self) -> int:
+    def _top(self, part: np.ndarray | slice = _ALL) -> int:
+        """The highest end of some buffers in the best packing so far."""
         assert self._offsets is not None
-        return int((self._offsets + self._instance.size).max())
+        return int((self._offsets[part] + self._instance.size[part]).max())
 
     def _pack_greedily(self) -> None:
         from .greedy import pack_greedily
@@ -121,26 +122,28 @@ class _Packer:
         self._offsets = pack_greedily(self._instance, enough, monotonic() + share)
 
     def _minimise(self) -> None:
-        left = self._deadline - monotonic()
-        self._improve(self._bound, monotonic() + _SHARE_AT_BOUND * left)
-        below = self._bound - 1  # nothing was found there
-        while self._top() > self._bound and (left := self._deadline - monotonic()) > 0:
-            target = (max(below, self._bound - 1) + self._top()) // 2
-            if target <= below or target < self._bound:
-                target = self._bound
-            if not self._improve(target, monotonic() + _SHARE_BETWEEN * left):
-                below = target
-            if below >= self._top() - 1:
-                below = self._bound - 1
+        """Tries the lowest height first, then heights between the best one and those where nothing was found."""
+        from .portfolio import is_searchable
+
+        parts = self._instance.parts()
+        goal = max([0, *(self._top(part) for part in parts if not is_searchable(self._instance.part(part)))])
+        goal, share = max(goal, self._bound), _SHARE_AT_BOUND
+        failed = goal - 1
+        while self._top() > (lowest := max(goal, self._bound)) and (left := self._deadline - monotonic()) > 0:
+            target = lowest if failed < lowest else (failed + self._top()) // 2
+            if not self._improve(target, monotonic() + share * left):
+                failed = target
+            if failed >= self._top() - 1:
+                failed = goal - 1  # nothing is left between them: once more
+            share = _SHARE_BETWEEN
 
     def _improve(self, ceiling: int, deadline: float) -> bool:
         """Lowers every part that is above the ceiling, and says whether that worked; raises the bound if it cannot."""
         from .portfolio import search_packing
 
         assert self._offsets is not None
-        self._parts = self._parts or self._instance.parts()
-        for part in self._parts:
-            if (self._offsets[part] + self._instance.size[part]).max() <= ceiling:
+        for part in self._instance.parts():
+            if self._top(part) <= ceiling:
                 continue
             found = search_packing(self._instance.part(part), ceiling, deadline)
             if found.is_exhausted:

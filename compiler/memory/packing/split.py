@@ -9,17 +9,13 @@ __all__ = ["split"]
 
 
 @compiled
-def split(buffers: Buffers, state: State, depth: int, begin: int, end: int, ceiling: int, parent: int) -> bool:
+def split(buffers: Buffers, state: State, depth: int) -> bool:
     """Takes the rest of a frame apart, and puts on top what is live all the time.
 
     Args:
         buffers: All buffers.
         state: Components are added to the pending ones of the frame; `offset` is set of what is put on top.
-        depth: The frame, one after a decision.
-        begin: First moment of the component in which the decision was.
-        end: Moment behind its last one.
-        ceiling: That of the component.
-        parent: The frame of the decision.
+        depth: The frame, one after a decision, with the range and the ceiling of the component that this was in.
 
     Returns:
         Whether all that was put on top is above what is placed already.
@@ -27,7 +23,7 @@ def split(buffers: Buffers, state: State, depth: int, begin: int, end: int, ceil
     frame = state.frame[depth]
     todo = frame[CELLS]
     count = todo + 1
-    _fill(state, todo, begin, end, ceiling)
+    _fill(state, int(todo), int(frame[BEGIN]), int(frame[END]), int(frame[CEILING]))
     while todo < count:
         cell = state.cell[todo]
         ceiling = _put_on_top(buffers, state, depth, cell[BEGIN], cell[END], cell[CEILING])
@@ -36,7 +32,7 @@ def split(buffers: Buffers, state: State, depth: int, begin: int, end: int, ceil
         more = _cut(buffers, state, depth, cell[BEGIN], cell[END], ceiling, count)
         is_whole = more == count + 1 and ceiling == cell[CEILING]
         if is_whole and state.cell[count, BEGIN] == cell[BEGIN] and state.cell[count, END] == cell[END]:
-            cell[PARENT], cell[NEXT] = parent, frame[PENDING]
+            cell[PARENT], cell[NEXT] = frame[PARENT], frame[PENDING]
             frame[PENDING] = todo
         else:
             count = more
@@ -64,7 +60,8 @@ def _put_on_top(buffers: Buffers, state: State, depth: int, begin: int, end: int
         if ceiling < state.known[depth, buffer, LOW]:
             return -1
         state.offset[buffer] = ceiling
-        state.moment[depth, begin:end, NEED] -= buffers.size[buffer]
+        for moment in range(begin, end):
+            state.moment[depth, moment, NEED] -= buffers.size[buffer]
         state.rest[depth, place] = -1
         state.frame[depth, REMOVED] = 1
     return ceiling
@@ -74,20 +71,20 @@ def _put_on_top(buffers: Buffers, state: State, depth: int, begin: int, end: int
 def _cut(buffers: Buffers, state: State, depth: int, begin: int, end: int, ceiling: int, count: int) -> int:
     """Writes the components of a range of moments from cell `count` on, and returns the cell behind the last one."""
     reach = state.level
-    reach[begin:end] = -1
+    for moment in range(begin, end):
+        reach[moment] = -1
     for place in range(state.frame[depth, COUNT]):
         buffer = state.rest[depth, place]
         if buffer >= 0 and begin <= buffers.begin[buffer] and buffers.end[buffer] <= end:
             reach[buffers.begin[buffer]] = max(reach[buffers.begin[buffer]], buffers.end[buffer])
-    start, stop = -1, -1
+    start, stop = end, begin  # of the component at hand; there is none while it starts at the end
     for moment in range(begin, end):
-        if start >= 0 and moment >= stop:
+        if start < end and moment >= stop:
             _fill(state, count, start, stop, ceiling)
-            count, start = count + 1, -1
+            count, start = count + 1, end
         if reach[moment] >= 0:
-            start = moment if start < 0 else start
-            stop = max(stop, reach[moment])
-    if start >= 0:
+            start, stop = min(start, moment), max(stop, reach[moment])
+    if start < end:
         _fill(state, count, start, stop, ceiling)
         count += 1
     return count

@@ -16,6 +16,8 @@ __all__ = [
     "BEGIN",
     "CEILING",
     "CELLS",
+    "CHANGED",
+    "CHANGED_END",
     "CHOSEN",
     "COUNT",
     "END",
@@ -42,7 +44,7 @@ __all__ = [
 
 INFINITE = 2**61
 # Fields of a frame; a cell, which is a pending component, has the first four and NEXT in place of COUNT.
-BEGIN, END, CEILING, PARENT, COUNT, PENDING, CELLS, CHOSEN, RAISED, REMOVED = range(10)
+BEGIN, END, CEILING, PARENT, COUNT, PENDING, CELLS, CHOSEN, RAISED, REMOVED, CHANGED, CHANGED_END = range(12)
 NEXT = COUNT
 # What is known of a buffer in a frame: the least offset that it has left, the highest end of what is placed below it,
 # the greatest offset that it has left, and the least offset on top of another one of the rest.
@@ -90,7 +92,7 @@ def make_state(num_buffers: int, num_moments: int) -> State:
         return np.zeros(shape, np.int64)
 
     return State(
-        frame=zeros(num_frames, 10),
+        frame=zeros(num_frames, 12),
         cell=zeros(8 * (num_buffers + num_moments) + 64, 5),
         rest=zeros(num_frames, num_buffers),
         known=zeros(num_frames, num_buffers, 4),
