@@ -253,10 +253,15 @@ def _build_programs(
     report: BuildProgress,
 ) -> Iterator[ProgramEntry]:
     parameters = place_weights(weights, placed.placement)
-    for index, configuration in enumerate(wanted):
-        report(name, "programs", index, len(wanted))
-        yield _build_program(f"models/{name}/programs", placed, configuration, kv, parameters, writer)
-    report(name, "programs", len(wanted), len(wanted))
+    try:
+        for index, configuration in enumerate(wanted):
+            report(name, "programs", index, len(wanted))
+            yield _build_program(f"models/{name}/programs", placed, configuration, kv, parameters, writer)
+        report(name, "programs", len(wanted), len(wanted))
+    finally:
+        # At once, rather than with the frames that tracing keeps in cycles: what is built here may be run here next.
+        for array in (array for stage in parameters for array in stage.values()):
+            array.delete()
 
 
 def _build_program(
