@@ -118,9 +118,9 @@ def test_a_prefill_is_cut_where_all_rows_are_waited_for() -> None:
 
 
 def test_the_scores_of_attention_never_go_through_hbm() -> None:
-    bones, plan, _ = planned("llama-2-7b", "train", 4096, batch=16, num_layers=3)
+    bones, plan, _ = planned("llama-2-7b", "train", 4096, batch=8, num_layers=2)
     scores = max(value.bytes for value in bones.traced.graph.values if value.kind == "intermediate")
-    assert scores == 16 * 32 * 4096 * 4096 * 4  # f32, of all devices
+    assert scores == 8 * 32 * 4096 * 4096 * 4  # f32, of all devices
     found = verified(bones, plan, NODE)
     assert all(section.read_bytes + section.written_bytes < scores / 8 for section in found.sections)
     again = [stage for section in found.sections for stage in section.stages if stage.operation < section.begin]
@@ -190,7 +190,7 @@ CHIPS = st.builds(
 
 
 @given(name=st.sampled_from(sorted(FUNCTIONS)), chip=CHIPS, mode=st.sampled_from(["o0", "o1", "o3"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_function_on_any_chip_becomes_legal_sections(name, chip, mode) -> None:
     function, arguments = FUNCTIONS[name]()
     traced = trace(function, *arguments)
