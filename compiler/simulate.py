@@ -15,8 +15,7 @@ from ..models.config import DecoderConfig, ModelConfig
 from .configuration import Configuration
 from .fuse import Mode, fuse
 from .fuse.sections import Orchestration
-from .graph import Value
-from .mesh import Layout, Mesh
+from .partition.pins import layouts_of
 from .partition.result import Partition
 from .partition.search import partition
 from .partition.skeleton import skeleton
@@ -128,7 +127,7 @@ class _Planner:
         mesh, stages, pins = None, None, {}
         if like is not None:
             mesh, stages = like[1].mesh, len(like[1].stages)
-            pins = _pins(traced, *like)
+            pins = layouts_of(traced, *like)
         plan = partition(
             traced,
             self.target,
@@ -260,27 +259,3 @@ class _Steps:
 
 def _rounded(context: int) -> int:
     return -(-context // _CONTEXT_MULTIPLE) * _CONTEXT_MULTIPLE
-
-
-def _pins(traced: Traced, other: Traced, plan: Partition) -> dict[int, tuple[Layout, ...]]:
-    """Returns the layouts of another step's parameters and caches for those of the same name."""
-    values = other.graph.values
-    layouts = {
-        values[value].name: layout
-        for value, layout in zip(other.graph.inputs, plan.sharding.inputs, strict=True)
-        if values[value].kind in ("parameter", "cache")
-    }
-    pins = {
-        value: (layouts[about.name],)
-        for value in traced.graph.inputs
-        if (about := traced.graph.values[value]).name in layouts and _fits(about, layouts[about.name], plan.mesh)
-    }
-    outputs = [value for value in traced.graph.inputs if traced.graph.values[value].kind == "cache"]
-    pins.update(
-        (result, pins[value]) for value, result in zip(outputs, traced.graph.outputs[1:], strict=True) if value in pins
-    )
-    return pins
-
-
-def _fits(value: Value, layout: Layout, mesh: Mesh) -> bool:
-    return layout.fits(value.shape, mesh)

@@ -17,8 +17,10 @@ from fnmatch import fnmatchcase
 from ...errors import ConfigurationError
 from ..graph import Graph, Operation, Value
 from ..mesh import Layout, Mesh, whole
+from ..trace import Traced
+from .result import Partition
 
-__all__ = ["matching_values", "operation_names", "parse_mesh", "resolve_pins"]
+__all__ = ["layouts_of", "matching_values", "operation_names", "parse_mesh", "resolve_pins"]
 
 _AXES = ("x", "y", "z", "w")
 
@@ -126,3 +128,28 @@ def _layout(value: Value, pattern: str, axes: str, mesh: Mesh | None) -> Layout:
     if not layout.fits(value.shape, mesh):
         raise ConfigurationError(f"pin {pattern}={axes} does not divide {list(value.shape)} evenly over {mesh}")
     return layout
+
+
+def layouts_of(traced: Traced, other: Traced, plan: Partition) -> dict[int, tuple[Layout, ...]]:
+    """Returns pins that give a step's parameters and caches, before and after it, the layouts of another step's.
+
+    Args:
+        traced: The step.
+        other: Another step of the same model.
+        plan: How that one is divided.
+    """
+    graph, theirs = traced.graph, other.graph
+    layouts = {
+        theirs.values[value].name: layout
+        for value, layout in zip(theirs.inputs, plan.sharding.inputs, strict=True)
+        if theirs.values[value].kind in ("parameter", "cache")
+    }
+    pins = {
+        value: (layouts[about.name],)
+        for value in graph.inputs
+        if (about := graph.values[value]).name in layouts and layouts[about.name].fits(about.shape, plan.mesh)
+    }
+    caches = [value for value in graph.inputs if graph.values[value].kind == "cache"]
+    after = zip(caches, graph.outputs[1:], strict=True) if caches else ()
+    pins.update((result, pins[value]) for value, result in after if value in pins)
+    return pins

@@ -21,6 +21,7 @@ from ..configuration import Configuration
 from ..fuse import fuse
 from ..mesh import Layout, Mesh
 from ..partition.formulate import Pins
+from ..partition.pins import layouts_of
 from ..partition.result import Partition
 from ..partition.search import candidate_meshes, partition
 from ..partition.skeleton import skeleton
@@ -187,7 +188,7 @@ class _Task:
     def like(self, configuration: Configuration, other: _Step) -> _Step:
         """Returns a configuration with weights and caches laid out as another one has them."""
         traced = self._trace(configuration)
-        pins = _same_layouts(traced, other)
+        pins = layouts_of(traced, other.traced, other.plan)
         return _Step(configuration, traced, self._partition(traced, other.plan.mesh, len(other.plan.stages), pins))
 
     def time(self, step: _Step) -> StepPlan:
@@ -268,23 +269,3 @@ def _layouts(shape: tuple[int, ...], mesh: Mesh) -> Iterator[Layout]:
         )
         if Layout(chosen).fits(shape, mesh):
             yield Layout(chosen)
-
-
-def _same_layouts(traced: Traced, other: _Step) -> dict[int, tuple[Layout, ...]]:
-    """Returns the layouts of another step's parameters and caches for those of the same name."""
-    graph, mesh = traced.graph, other.plan.mesh
-    theirs = other.traced.graph
-    layouts = {
-        theirs.values[value].name: layout
-        for value, layout in zip(theirs.inputs, other.plan.sharding.inputs, strict=True)
-        if theirs.values[value].kind in ("parameter", "cache")
-    }
-    pins = {
-        value: (layouts[about.name],)
-        for value in graph.inputs
-        if (about := graph.values[value]).name in layouts and layouts[about.name].fits(about.shape, mesh)
-    }
-    caches = [value for value in graph.inputs if graph.values[value].kind == "cache"]
-    after = zip(caches, graph.outputs[1:], strict=True) if caches else ()
-    pins.update((result, pins[value]) for value, result in after if value in pins)
-    return pins
