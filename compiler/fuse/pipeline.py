@@ -85,34 +85,29 @@ class Fuser:
                 else:
                     self.remade.pop(touch.buffer, None)
 
-    def section(self, begin: int, end: int, number: int = 0) -> Section | None:
+    def section(self, begin: int, end: int) -> Section | None:
         """Returns the section of the operations [begin, end), or None if the chip has not the units for it."""
         works = [*self.again(begin, end), *(work for work in self.works[begin:end] if not work.is_view)]
         read, written = self.traffic(begin, end)
         chip = self.target.chip
         if chip is None or not works:
-            return self._kernel(begin, end, number, works, read, written)
-        found = self._pipeline(begin, end, number, works, read, written, chip)
+            return self._kernel(begin, end, works, read, written)
+        found = self._pipeline(begin, end, works, read, written, chip)
         if found is None and end - begin == 1:  # what is made again for it has no units left: one after the other
-            return self._kernel(begin, end, number, works, read, written)
+            return self._kernel(begin, end, works, read, written)
         return found
 
     def alone(self, place: int) -> Section:
         """Returns one operation as a kernel that has the whole device."""
-        return self._kernel(place, place + 1, 0, [self.works[place]], *self.traffic(place, place + 1))
+        return self._kernel(place, place + 1, [self.works[place]], *self.traffic(place, place + 1))
 
-    def unfused(self, begin: int, number: int = 0) -> Section:
+    def unfused(self, begin: int) -> Section:
         """Returns one operation as it runs if nothing is fused: one launch after the other, all through HBM."""
         work = self.works[begin]
-        seconds = [0.0, 0.0, 0.0]
-        for kernel in work.kernels:
-            compute = self._compute_seconds(kernel.flops, kernel.product_flops)
-            hbm = kernel.bytes / self._hbm()
-            seconds[0] += compute
-            seconds[1] += max(compute, hbm)
-            seconds[2] += kernel.bytes
+        computing = [self._compute_seconds(kernel.flops, kernel.product_flops) for kernel in work.kernels]
+        moving = [kernel.bytes / self._hbm() for kernel in work.kernels]
         return Section(
-            id=number,
+            id=0,  # until the search has its place
             begin=begin,
             end=begin + 1,
             stages=(),
@@ -121,11 +116,11 @@ class Fuser:
             num_passes=1,
             num_kernels=len(work.kernels),
             flops=work.flops,
-            read_bytes=seconds[2],
+            read_bytes=sum(kernel.bytes for kernel in work.kernels),
             written_bytes=0.0,
-            compute_seconds=seconds[0],
+            compute_seconds=sum(computing),
             sram_seconds=0.0,
-            hbm_seconds=seconds[1],
+            hbm_seconds=sum(map(max, computing, moving)),  # each kernel takes the longer of the two
             network_seconds=work.network_seconds,
             launch_seconds=self.launch_seconds * len(work.kernels),
         )
@@ -152,10 +147,10 @@ class Fuser:
         products = product_flops / (self.flops_per_s * self.target.compute.efficiency)
         return products + (flops - product_flops) / (self.flops_per_s * share)
 
-    def _kernel(self, begin: int, end: int, number: int, works: Sequence[Work], read: float, written: float) -> Section:
+    def _kernel(self, begin: int, end: int, works: Sequence[Work], read: float, written: float) -> Section:
         """A kernel that has the whole device."""
         return Section(
-            id=number,
+            id=0,  # until the search has its place
             begin=begin,
             end=end,
             stages=(),
@@ -174,7 +169,7 @@ class Fuser:
         )
 
     def _pipeline(
-        self, begin: int, end: int, number: int, works: Sequence[Work], read: float, written: float, chip: Chip
+        self, begin: int, end: int, works: Sequence[Work], read: float, written: float, chip: Chip
     ) -> Section | None:
         rows, iterations = max(work.rows for work in works), max(work.iterations for work in works)
         num_tiles = max(1, rows // chip.tile_rows)
@@ -203,7 +198,7 @@ class Fuser:
         )
         again = (num_passes - 1) * (sum(stage.weights for stage in stages) if len(stages) > 1 else read)
         return Section(
-            id=number,
+            id=0,  # until the search has its place
             begin=begin,
             end=end,
             stages=made,
