@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,7 @@ class JaxExecutor:
 
     def __init__(self, bundle: Bundle, target: Target, *, hbm_bytes: int) -> None:
         provide_devices(bundle.manifest.num_devices)
+        self._foreign = [weakref.ref(array) for array in jax.live_arrays()]  # what others of this process hold
         self._bundle = bundle
         self._entries = {entry.name: entry for entry in bundle.manifest.models}
         loads = _device_loads(bundle.manifest.models, lambda share: share.weights_bytes)
@@ -138,10 +140,14 @@ class JaxExecutor:
             models.clear()
 
     def measure(self) -> MemoryReading:
-        """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned."""
+        """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned.
+
+        Arrays from before the executor was made are somebody else's.
+        """
         self.has_news = False
+        foreign = {id(array) for reference in self._foreign if (array := reference()) is not None}
         live: Counter[tuple[str | None, Hashable]] = Counter()  # by memory kind and device
-        for array in jax.live_arrays():
+        for array in (array for array in jax.live_arrays() if id(array) not in foreign):
             sharding = array.sharding
             num_bytes = math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
             live.update({(sharding.memory_kind, device): num_bytes for device in sharding.device_set})

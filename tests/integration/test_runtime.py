@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import build_tiny_bundle
@@ -108,6 +109,15 @@ def test_closing_frees_every_array(tiny_bundle: Path) -> None:
         assert len(jax.live_arrays()) > before
     gc.collect()
     assert len(jax.live_arrays()) == before
+
+
+def test_arrays_that_others_hold_are_not_the_runtimes(tiny_bundle: Path) -> None:
+    held = jnp.ones((1 << 20,))
+    with Runtime(tiny_bundle) as runtime:
+        runtime.complete("chat", "The cat", FEW)
+        uses = runtime.tier_uses()
+    assert all(use.measured_bytes == use.predicted_bytes for use in uses)
+    assert held.nbytes > max(use.measured_bytes for use in uses)
 
 
 def test_a_tampered_weight_file_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
