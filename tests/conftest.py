@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -33,24 +33,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="a benchmark: run `make bench`"))
 
 
-_SHARDING_ROWS = pytest.StashKey[list[tuple[str, str, str, str, float, int]]]()
+_SHARDING_ROW = "sharding row"
 
 
 @pytest.fixture
-def sharding_table(request: pytest.FixtureRequest) -> list[tuple[str, str, str, str, float, int]]:
-    """The rows of the table that is printed after the tests: what a sharded step was compared with."""
-    return request.config.stash.setdefault(_SHARDING_ROWS, [])
+def sharding_table(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Adds a row to the table that is printed after the tests: what a sharded step was compared with."""
+
+    def add(family: str, phase: str, mesh: str, dtype: str, difference: float, collectives: int) -> None:
+        columns = f"{family:10} {phase:8} {mesh:6} {dtype:8}"
+        record_property(_SHARDING_ROW, f"{columns} difference {difference:8.1e}, {collectives:3} collectives")
+
+    return add
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(_SHARDING_ROWS, [])
-    if not rows:
-        return
-    terminalreporter.section("sharded steps against unsharded ones")
-    for family, phase, mesh, dtype, difference, collectives in rows:
-        terminalreporter.write_line(
-            f"{family:10} {phase:8} {mesh:6} {dtype:8} difference {difference:8.1e}, {collectives:3} collectives"
-        )
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    rows = [value for report in reports for name, value in report.user_properties if name == _SHARDING_ROW]
+    if rows:
+        terminalreporter.section("sharded steps against unsharded ones")
+        terminalreporter.write_line("\n".join(sorted(rows)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -131,14 +131,14 @@ def test_a_sharded_step_computes_and_sends_what_its_plan_says(family, phase, mes
     verify_case(family, phase, MESHES[mesh], "float32" if mesh == "4" else "float64", sharding_table)
 
 
-def verify_case(family, phase, mesh, dtype, table):
+def verify_case(family, phase, mesh, dtype, add_row):
     """Plans one case, runs it on virtual devices, and compares results and collectives."""
     with jax.enable_x64(dtype == "float64"):
         traced = traced_case(FAMILIES[family], phase, dtype)
         wanted = Mesh(("x", "y", "z")[: len(mesh)], mesh)
         plan = partition(traced, TARGET, dtype=dtype, mesh=wanted, time_limit_seconds=5)
         seen = verify_sharding(traced, plan.sharding, random_inputs(traced.graph), NETWORK)
-    table.append((family, phase, "x".join(map(str, mesh)), dtype, seen.difference, seen.num_collectives))
+    add_row(family, phase, "x".join(map(str, mesh)), dtype, seen.difference, seen.num_collectives)
     assert seen.smallest > 0  # no result is all zeros: nothing would be compared
     assert seen.predicted == seen.compiled
     assert seen.difference <= LIMITS[dtype]
