@@ -1,0 +1,264 @@
+"""The runtime: a bundle that answers.
+
+`Runtime` is the way in from Python, and what the HTTP server stands on. It turns messages and texts into tokens, hands
+requests to the engine's threads (`core.py`) and turns replies back into text, for threads and for coroutines alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Float
+
+from ...compiler.bundle.reader import Bundle, open_bundle
+from ...compiler.bundle.spec import parse_bytes
+from ...compiler.target import Target
+from ..clock import MonotonicClock
+from ..core import EngineCore, TierUse
+from ..executor import JaxExecutor
+from ..metrics import Metrics
+from ..request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams
+from ..residency import check_budget
+from ..scheduler import Scheduler
+from ..tiers import TransferRecord
+from .encoding import Encoding, check_scores
+from .exchange import Exchange
+from .generation import Generation, gather
+from .served import Messages, Prompt, Served, ServedModels, TextOrPair
+
+__all__ = ["Runtime"]
+
+
+class Runtime:
+    """Runs the models of a bundle on this machine, under its memory budget.
+
+        with Runtime("agent.plait", hbm="330MiB") as runtime:
+            for piece in runtime.stream("chat", "Once upon a time"):
+                print(piece, end="")
+
+    Args:
+        bundle: An opened bundle or its path.
+        hbm: Bytes that the runtime may use of hbm, as a number or text; the bundle's own budget by default.
+        ddr: The same of ddr.
+        target: Another description of this machine than the bundle's, e.g. a calibrated one.
+        max_requests: Requests under way at once; further ones are refused.
+        queue_timeout_seconds: How long a request may wait for its first step; None for ever.
+        progress: Told how many of the programs are loaded.
+
+    Raises:
+        BundleError: if the bundle cannot be opened, or any of its files is not what its manifest says.
+        DoesNotFitError: if a model can never be hot within the budget.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        hbm: int | str | None = None,
+        ddr: int | str | None = None,
+        target: Target | None = None,
+        max_requests: int = 1024,
+        queue_timeout_seconds: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        manifest = self.bundle.manifest
+        self.target = manifest.target if target is None else target
+        self.name = manifest.name
+        self.metrics = Metrics([entry.name for entry in manifest.models])
+        budget = dataclasses.replace(
+            manifest.budget,
+            hbm=manifest.budget.hbm if hbm is None else parse_bytes(hbm),
+            ddr=manifest.budget.ddr if ddr is None else parse_bytes(ddr),
+        )
+        tiered = self.target.kind == "tiered"
+        # The budget is checked with the manifest's bytes before anything is loaded, and again with this machine's.
+        check_budget(manifest.models, budget, tiered=tiered)
+        for relative in manifest.files:
+            self.bundle.ensure_verified(relative)
+        executor = JaxExecutor(self.bundle, self.target, hbm_bytes=budget.hbm)
+        entries = executor.load_programs(progress or (lambda done, total: None))
+        self._scheduler = Scheduler(entries, budget, tiered=tiered, queue_timeout_seconds=queue_timeout_seconds)
+        self._served = ServedModels(self.bundle, entries)
+        clock = MonotonicClock()
+        self._core = EngineCore(self._scheduler, executor, clock, self.metrics, max_requests=max_requests)
+        exchange = Exchange(self._core, clock, self.metrics)
+        self._generation = Generation(exchange)
+        self._encoding = Encoding(exchange)
+        self._core.start()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Fails what is under way, ends the threads and frees all memory."""
+        self._core.close()
+
+    # What there is
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Returns every model and where it is now."""
+        return tuple(map(self._status, self._served))
+
+    def resolve(self, name: str) -> str:
+        """Returns the canonical name for a name or alias.
+
+        Raises:
+            ModelNotFoundError: if there is none.
+        """
+        return self._served.resolve(name)
+
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self._core.is_running
+
+    def tier_uses(self) -> tuple[TierUse, ...]:
+        """Returns, for each tier, the budget, what is charged to it and what JAX holds in it."""
+        return self._core.tier_uses()
+
+    def transfers(self) -> tuple[TransferRecord, ...]:
+        """Returns the newest transfers, oldest first."""
+        return tuple(self._core.records)
+
+    # Text to tokens
+
+    def tokenize(self, model: str, text: str) -> list[int]:
+        """Returns the tokens of a text, with those that the model wants before and after it.
+
+        Special tokens spelled out in the text stay text; give tokens where they are wanted.
+        """
+        return self._served[model].tokenize(text)
+
+    def tokenize_pair(self, model: str, first: str, second: str) -> list[int]:
+        """Returns the tokens of two texts in one sequence, with the special tokens around and between them."""
+        return self._served[model].tokenizer.encode_pair(first, second)
+
+    def chat_prompt(self, model: str, messages: Messages) -> list[int]:
+        """Returns the tokens of a conversation in the model's template; special tokens are the template's alone.
+
+        Raises:
+            InvalidRequestError: if the template refuses the messages, or the model has none.
+        """
+        return self._served[model].tokenize_chat(messages)
+
+    # Answers
+
+    def stream(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+        """Yields the text of an answer as it comes. Closing the iterator cancels the request.
+
+        Args:
+            model: Name or alias.
+            prompt: A text to go on with, a conversation, or tokens.
+            params: How the answer is drawn; the model's defaults where it says nothing.
+
+        Raises:
+            RequestError: if the request is not taken.
+            ExecutionError: if it fails.
+        """
+        for piece in self.pieces(model, prompt, params):
+            if piece.text:
+                yield piece.text
+
+    def complete(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+        """Returns a whole answer; arguments and errors as for `stream`."""
+        return gather(list(self.pieces(model, prompt, params)))
+
+    def pieces(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Yields an answer piece by piece, the last one with finish reason and usage; as `stream` otherwise."""
+        served = self._served[model]
+        yield from self._generation.pieces(served, served.tokenize_prompt(prompt), params or SamplingParams())
+
+    async def stream_async(
+        self, model: str, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncIterator[str]:
+        """Yields the text of an answer as it comes; as `stream`."""
+        tokens = self._served[model].tokenize_prompt(prompt)
+        async with aclosing(self.generate_async(model, tokens, params or SamplingParams())) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    yield piece.text
+
+    async def complete_async(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+        """Returns a whole answer; as `complete`."""
+        tokens = self._served[model].tokenize_prompt(prompt)
+        return gather([piece async for piece in self.generate_async(model, tokens, params or SamplingParams())])
+
+    def generate_async(self, model: str, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Piece, None]:
+        """Yields the answer to a prompt of tokens, as `pieces`. Closing the generator cancels the request."""
+        return self._generation.pieces_async(self._served[model], prompt, params)
+
+    # Vectors
+
+    def embed(self, model: str, texts: Sequence[str] | str) -> Float[np.ndarray, "texts size"]:
+        """Returns one vector for each text, f32 [texts, size].
+
+        Raises:
+            RequestError: if the request is not taken, e.g. a text is longer than the model's sequence.
+            ExecutionError: if it fails.
+        """
+        listed = [texts] if isinstance(texts, str) else texts
+        tokens = [self.tokenize(model, text) for text in listed]
+        return self._encoding.embed(self._served[model], tokens).vectors
+
+    async def embed_async(self, model: str, inputs: Sequence[Sequence[int]] | Sequence[str]) -> EmbedResult:
+        """Returns one vector for each text or list of tokens, and the usage; as `embed`."""
+        tokens = [self.tokenize(model, item) if isinstance(item, str) else item for item in inputs]
+        return await self._encoding.embed_async(self._served[model], tokens)
+
+    # Labels and scores
+
+    def classify(self, model: str, inputs: Sequence[TextOrPair] | str) -> ClassifyResult:
+        """Returns the probability of each of a classifier's labels for each text or pair of texts.
+
+        A model of one label, or of labels that hold independently, gives each of them a probability of its own (a
+        sigmoid); otherwise those of an input sum to 1 (a softmax).
+
+        Raises:
+            RequestError: if the request is not taken, e.g. a pair is longer than the model's sequence.
+            ExecutionError: if it fails.
+        """
+        listed = [inputs] if isinstance(inputs, str) else inputs
+        return self._encoding.classify(self._served[model], [self._sequence(model, item) for item in listed])
+
+    async def classify_async(self, model: str, inputs: Sequence[TextOrPair | list[int]]) -> ClassifyResult:
+        """Returns the probabilities for texts, pairs or lists of tokens; as `classify`."""
+        tokens = [item if isinstance(item, list) else self._sequence(model, item) for item in inputs]
+        return await self._encoding.classify_async(self._served[model], tokens)
+
+    def score(self, model: str, query: str, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
+        """Returns how well each text answers a query, f32 [texts] between 0 and 1; errors as for `classify`."""
+        check_scores(self._served[model])
+        return self.classify(model, [(query, text) for text in texts]).probabilities[:, 0]
+
+    async def score_async(self, model: str, query: str, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
+        """Returns how well each text answers a query; as `score`."""
+        check_scores(self._served[model])
+        return (await self.classify_async(model, [(query, text) for text in texts])).probabilities[:, 0]
+
+    def _sequence(self, model: str, item: TextOrPair) -> list[int]:
+        return self.tokenize(model, item) if isinstance(item, str) else self.tokenize_pair(model, *item)
+
+    def _status(self, served: Served) -> ModelStatus:
+        entry = served.entry
+        return ModelStatus(
+            name=entry.name,
+            aliases=entry.aliases,
+            capabilities=entry.capabilities,
+            residency=self._scheduler.residency.residency(entry.name),
+            pin=entry.pin,
+            context_length=entry.sequence,
+            max_completion_tokens=entry.sequence - 1 if entry.kv else 0,
+            weights_bytes=entry.weights_bytes,
+            kv_bytes=entry.kv_bytes,
+            workspace_bytes=entry.workspace_bytes,
+        )
