@@ -24,6 +24,8 @@ __all__ = [
     "Link",
     "Network",
     "Power",
+    "ProgramSeconds",
+    "Serving",
     "Target",
     "Tier",
     "load_target",
@@ -127,6 +129,29 @@ class Power:
 
 
 @dataclass(frozen=True)
+class ProgramSeconds:
+    """What one program of a bundle was measured to take."""
+
+    __pydantic_config__ = _STRICT
+
+    seconds: float  # of a step without a context
+    context_seconds: float = 0.0  # more, of one with the longest context
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What serving a bundle was measured to take on this machine: its programs, and what the host adds to them."""
+
+    __pydantic_config__ = _STRICT
+
+    step_seconds: float = 0.0  # of each step: scheduling it, its inputs, its results
+    sequence_seconds: float = 0.0  # of each token that a step draws: the draw, and the token's way out
+    request_seconds: float = 0.0  # of a request: until the scheduler has it, and until its client has the first token
+    pool_bytes_per_s: float | None = None  # at which the KV pool of a model that comes to hbm is cleared; None: at once
+    programs: dict[str, ProgramSeconds] = field(default_factory=dict[str, ProgramSeconds])  # by model/configuration
+
+
+@dataclass(frozen=True)
 class CollectiveRate:
     """What one kind of collective was measured to take."""
 
@@ -174,6 +199,7 @@ class Target:
     network: Network = Network(latency_seconds=1e-5, bandwidth_bytes_per_s=1e10)  # between devices
     chip: Chip | None = None  # of a dataflow device; None where a kernel has the whole device
     power: Power | None = None
+    serving: Serving | None = None  # of a bundle; None where none was measured
     sources: dict[str, str] = field(default_factory=dict[str, str])  # by dotted key or its beginning: of one number
 
     def link(self, source: str, destination: str) -> Link:

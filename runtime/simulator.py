@@ -1,8 +1,11 @@
 """The simulator: the scheduler's actions carried out in simulated time, on the machine that a target file describes.
 
 The scheduler is the one that serves. `SimExecutor` says how long each step and each transfer takes there and what
-comes of it; `simulate` plays a trace of arrivals against both and records every event and every action. There is no
-I/O and no chance in it: equal input gives an equal record.
+comes of it; `Simulation` plays events against both, and `simulate` records every event and every action of a trace.
+There is no I/O and no chance in it: equal input gives an equal record.
+
+Time passes as in the engine (`core.py`): its thread computes a step to the end and takes in what has come meanwhile
+after that, before the step's own end.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..compiler.bundle.manifest import ModelEntry
-from ..compiler.configuration import Configuration
 from ..compiler.target import Target
 from .events import (
     Action,
@@ -38,11 +40,11 @@ from .events import (
     TransferProgressed,
 )
 from .scheduler import Scheduler
+from .simulation.costs import StepCost, measured_costs, serving_of
 
-__all__ = ["Draw", "Record", "SimExecutor", "StepCost", "simulate"]
+__all__ = ["Draw", "Record", "SimExecutor", "Simulation", "simulate"]
 
 Draw: TypeAlias = Callable[[str, tuple[int, ...], int, int], int]  # (model, prompt, position, seed) -> token
-StepCost: TypeAlias = Callable[[str, Configuration], float]  # seconds that one step of a model takes
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class SimExecutor:
     Args:
         models: The models of the bundle.
         target: Whose links the transfers take.
-        draw: Which token a model draws at a position of its answer; must depend on its arguments alone.
-        step_cost: Seconds of one step; what was measured when the bundle was made by default.
+        draw: Which token a model draws at a position of its answer; must depend on its arguments alone. Or the token
+            that is always drawn, and never an end.
+        step_cost: What steps take; what was measured when the target was calibrated or the bundle made by default.
         is_broken: Whether a step or a transfer fails, at its end; none by default.
     """
 
@@ -69,60 +72,134 @@ class SimExecutor:
         models: Sequence[ModelEntry],
         target: Target,
         *,
-        draw: Draw,
+        draw: Draw | int,
         step_cost: StepCost | None = None,
         is_broken: Callable[[Step | Transfer], bool] = lambda _: False,
     ) -> None:
         self._ends = {entry.name: frozenset(entry.eos_token_ids) for entry in models}
-        measured = {(e.name, p.configuration): p.step_seconds for e in models for p in e.programs}
-        self._step_cost = step_cost or (lambda model, configuration: measured[model, configuration])
+        self.step_cost = step_cost or measured_costs(models, target)
         self._target = target
+        rate = serving_of(target).pool_bytes_per_s
+        self._pool_seconds = {e.name: max(s.kv_bytes for s in e.shares) / rate if rate else 0.0 for e in models}
         self._draw = draw
         self._is_broken = is_broken
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, Request] = {}  # whose draws depend on their prompts
 
     def expect(self, request: Request) -> None:
         """Notes a request whose steps will follow: what is drawn for it depends on its prompt."""
-        self._requests[request.id] = request
+        if not isinstance(self._draw, int):
+            self._requests[request.id] = request
 
-    def run(self, step: Step) -> tuple[float, Event]:
-        """Returns how many seconds a step takes, and the event that ends it."""
-        seconds = self._step_cost(step.model, step.configuration)
+    def run(self, step: Step, within_seconds: float = float("inf")) -> tuple[float, Event]:
+        """Returns how many seconds a step takes, and the event that ends it.
+
+        Args:
+            step: Several decode steps in one action end early with the one during which something else happens.
+            within_seconds: When that is.
+        """
+        cost = self.step_cost(step)
         if self._is_broken(step):
-            return seconds, StepFailed(step.step_id, f"step {step.step_id} of {step.model} was made to fail")
+            return cost.first, StepFailed(step.step_id, f"step {step.step_id} of {step.model} was made to fail")
         match step:
-            case Embed():
-                return seconds, StepDone(step.step_id)
-            case Prefill():
-                drawn = tuple(() if e.sampling is None else (self._drawn(step, e, 0),) for e in step.entries)
-                return seconds, StepDone(step.step_id, drawn)
             case Decode():
-                rows = self._decode(step)
-                return seconds * len(rows), StepDone(step.step_id, tuple(zip(*rows, strict=True)))
+                drawn = self._decode(step, cost.steps_within(within_seconds, step.max_steps))
+                return cost.total(len(drawn[0])), StepDone(step.step_id, drawn)
+            case Prefill():
+                tokens = tuple(() if e.sampling is None else (self._drawn(step, e, 0),) for e in step.entries)
+                return cost.first, StepDone(step.step_id, tokens)
+            case Embed():
+                return cost.first, StepDone(step.step_id)
 
     def copy(self, transfer: Transfer) -> list[tuple[float, Event]]:
         """Returns the events of a transfer, each with the seconds after which it comes."""
         link = self._target.link(transfer.source, transfer.destination)
         seconds = link.latency_seconds + transfer.num_bytes / link.bandwidth_bytes_per_s
+        if transfer.destination == "hbm":
+            seconds += self._pool_seconds[transfer.model]
         transfer_id = transfer.transfer_id
         if self._is_broken(transfer):
             return [(seconds, TransferFailed(transfer_id, f"the transfer of {transfer.model} was made to fail"))]
         halfway = TransferProgressed(transfer_id, transfer.num_bytes // 2)
         return [(seconds / 2, halfway), (seconds, TransferDone(transfer_id))]
 
-    def _decode(self, step: Decode) -> list[tuple[int, ...]]:
-        """Returns what is drawn in each of up to `max_steps` steps; the last is the one in which an answer ends."""
+    def _decode(self, step: Decode, num_steps: int) -> tuple[tuple[int, ...], ...]:
+        """Returns what is drawn for each entry in so many steps, or up to the first that ends an answer."""
+        if isinstance(self._draw, int):
+            return ((self._draw,) * num_steps,) * len(step.entries)
         rows: list[tuple[int, ...]] = []
-        while len(rows) < step.max_steps:
+        while len(rows) < num_steps:
             rows.append(tuple(self._drawn(step, entry, len(rows)) for entry in step.entries))
             if not self._ends[step.model].isdisjoint(rows[-1]):
                 break
-        return rows
+        return tuple(zip(*rows, strict=True))
 
     def _drawn(self, step: Step, entry: SequenceEntry, offset: int) -> int:
+        if isinstance(self._draw, int):
+            return self._draw
         work = self._requests[entry.request_id].work
         assert isinstance(work, GenerateWork), entry.request_id
         return self._draw(step.model, work.prompt, entry.num_generated + offset, work.sampling.seed)
+
+
+class Simulation:
+    """A scheduler and its executor in simulated time, from 0 on.
+
+    Args:
+        scheduler: A new one.
+        executor: Of the same models.
+        observe: Told the time and every event and action, in order.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, executor: SimExecutor, observe: Callable[[float, Event | Action], None]
+    ) -> None:
+        self.now = 0.0
+        self._scheduler = scheduler
+        self._executor = executor
+        self._observe = observe
+        self._serial = itertools.count()  # of events at the same time, the one that was known first comes first
+        self._agenda: list[tuple[float, int, Event]] = []  # a heap
+        self._free_at = 0.0  # when the engine takes in the next event
+
+    def send(self, at_seconds: float, event: Event) -> None:
+        """Has an event happen."""
+        heapq.heappush(self._agenda, (at_seconds, next(self._serial), event))
+
+    def start(self) -> None:
+        """Lets the scheduler take its first actions."""
+        self._carry_out(self._scheduler.start(self.now))
+
+    def run(self, until_seconds: float = float("inf")) -> None:
+        """Plays what happens until a moment, or until nothing is under way any more."""
+        agenda = self._agenda
+        while agenda and agenda[0][0] <= until_seconds:
+            at, _, event = heapq.heappop(agenda)
+            self.now = max(at, self._free_at)
+            if isinstance(event, Arrival):
+                self._executor.expect(event.request)
+            self._observe(self.now, event)
+            self._carry_out(self._scheduler.handle(event, self.now))
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            self._observe(self.now, action)
+            for at, event in self._consequences(action):
+                self.send(at, event)
+
+    def _consequences(self, action: Action) -> list[tuple[float, Event]]:
+        """Returns the events that an action leads to, and when."""
+        match action:
+            case Prefill() | Decode() | Embed():
+                rest = self._agenda[0][0] - self.now if self._agenda else float("inf")
+                seconds, event = self._executor.run(action, rest)
+                self._free_at = self.now + seconds
+                return [(self._free_at, event)]
+            case Transfer():
+                return [(self.now + seconds, event) for seconds, event in self._executor.copy(action)]
+            case SetTimer(timer_id, at_seconds):
+                return [(at_seconds, Timer(timer_id))]
+            case _:
+                return []
 
 
 def simulate(
@@ -142,37 +219,12 @@ def simulate(
         cancels: Seconds from the start, and the id of the request whose client goes away then.
         until_seconds: When to stop whatever is under way.
     """
-    serial = itertools.count()  # of events at the same time, the one that was known first comes first
-    agenda: list[tuple[float, int, Event]] = [(at, next(serial), Arrival(request)) for at, request in arrivals]
-    agenda += [(at, next(serial), Cancel(request_id)) for at, request_id in cancels]
-    heapq.heapify(agenda)
     records: list[Record] = []
-
-    def carry_out(actions: Iterable[Action], now: float) -> None:
-        for action in actions:
-            records.append(Record(now, action))
-            for at, event in _consequences(executor, action, now):
-                heapq.heappush(agenda, (at, next(serial), event))
-
-    carry_out(scheduler.start(0.0), 0.0)
-    while agenda and agenda[0][0] <= until_seconds:
-        now, _, event = heapq.heappop(agenda)
-        if isinstance(event, Arrival):
-            executor.expect(event.request)
-        records.append(Record(now, event))
-        carry_out(scheduler.handle(event, now), now)
+    simulation = Simulation(scheduler, executor, lambda now, item: records.append(Record(now, item)))
+    for at, request in arrivals:
+        simulation.send(at, Arrival(request))
+    for at, request_id in cancels:
+        simulation.send(at, Cancel(request_id))
+    simulation.start()
+    simulation.run(until_seconds)
     return tuple(records)
-
-
-def _consequences(executor: SimExecutor, action: Action, now: float) -> list[tuple[float, Event]]:
-    """Returns the events that an action leads to, and when."""
-    match action:
-        case Prefill() | Decode() | Embed():
-            seconds, event = executor.run(action)
-            return [(now + seconds, event)]
-        case Transfer():
-            return [(now + seconds, event) for seconds, event in executor.copy(action)]
-        case SetTimer(timer_id, at_seconds):
-            return [(at_seconds, Timer(timer_id))]
-        case _:
-            return []

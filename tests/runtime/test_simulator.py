@@ -1,12 +1,31 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny_models import decoder, embed, encoder, generate, never_ends, run, target
 
 from plait.compiler.bundle.manifest import TierBudget
+from plait.compiler.configuration import Configuration
+from plait.compiler.target import ProgramSeconds, Serving
 from plait.errors import TargetError
-from plait.runtime.events import Arrival, Decode, StepDone, Timer, Transfer, TransferDone, TransferProgressed
+from plait.runtime.events import (
+    Arrival,
+    Decode,
+    Embed,
+    Prefill,
+    Reply,
+    Sampling,
+    SequenceEntry,
+    Step,
+    StepDone,
+    Timer,
+    Transfer,
+    TransferDone,
+    TransferProgressed,
+)
 from plait.runtime.scheduler import Scheduler
+from plait.runtime.simulation.costs import StepSeconds, measured_costs
 from plait.runtime.simulator import SimExecutor, simulate
 
 
@@ -37,7 +56,11 @@ def test_several_decode_steps_in_one_action_take_their_sum():
 def test_the_cost_of_steps_can_be_given():
     models = [encoder()]
     scheduler = Scheduler(models, TierBudget(10**6, 10**6), tiered=True)
-    executor = SimExecutor(models, target(), draw=never_ends, step_cost=lambda model, shapes: 2.0 * shapes.batch)
+
+    def cost(step: Step) -> StepSeconds:
+        return StepSeconds(2.0 * step.configuration.batch)
+
+    executor = SimExecutor(models, target(), draw=never_ends, step_cost=cost)
     records = simulate(scheduler, executor, [(1.0, embed(1, lengths=(9,)))])
     issued, ended = (r.at_seconds for r in records if type(r.item).__name__ in ("Embed", "StepDone"))
     assert ended - issued == pytest.approx(2.0)
@@ -62,3 +85,53 @@ def test_a_target_without_the_link_cannot_be_simulated():
     executor = SimExecutor([encoder()], target(tiered=False), draw=never_ends)
     with pytest.raises(TargetError, match="target 'tiny' has no link disk->ddr"):
         simulate(scheduler, executor, [])
+
+
+def test_what_comes_during_a_step_is_taken_in_when_it_has_ended():
+    records = run([encoder(step_seconds=1.0)], [(2.0, embed(1)), (2.5, embed(2))])
+    times = {r.item.request.id: r.at_seconds for r in records if isinstance(r.item, Arrival)}
+    issued = next(r.at_seconds for r in records if isinstance(r.item, Embed))
+    assert times == {1: 2.0, 2: pytest.approx(issued + 1.0)}
+    kinds = [type(r.item) for r in records if r.at_seconds == times[2]]
+    assert kinds.index(Arrival) < kinds.index(StepDone)
+
+
+def test_several_decode_steps_end_with_the_one_during_which_somebody_comes():
+    arrivals = [(1.0, generate(1, prompt=4, max_tokens=8)), (1.35, embed(2))]
+    records = run([decoder(step_seconds=0.1), encoder()], arrivals, decode_steps=4, draw_token=never_ends)
+    decoded = [r for r in records if isinstance(r.item, StepDone) and r.item.tokens and len(r.item.tokens[0]) > 1]
+    assert (decoded[0].at_seconds, len(decoded[0].item.tokens[0])) == (pytest.approx(1.401), 2)
+
+
+def test_later_decode_steps_of_an_action_take_longer():
+    cost = StepSeconds(1.0, growth=0.5)
+    assert [cost.total(count) for count in (1, 2, 3)] == [1.0, 2.5, 4.5]
+    assert [cost.steps_within(seconds, 3) for seconds in (0.0, 1.0, 1.1, 2.5, 2.6, 99.0)] == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_step_costs_its_program_its_context_and_what_the_host_adds():
+    chat = decoder(step_seconds=9.0)
+    shapes = Configuration("decode", 2, 1, 16)
+    programs = {f"chat/{shapes.id}": ProgramSeconds(0.1, context_seconds=0.016)}
+    serving = Serving(step_seconds=0.01, sequence_seconds=0.002, programs=programs)
+    cost = measured_costs([chat], replace(target(), serving=serving))
+    entries = tuple(SequenceEntry(i, (5,), 3 + i, (), Sampling(0.0, 1.0, 0), 0) for i in range(2))
+    step = cost(Decode(1, "chat", shapes, entries, 1))
+    assert (step.first, step.growth) == (pytest.approx(0.1 + 5 * 0.001 + 0.01 + 2 * 0.002), pytest.approx(0.001))
+    chunk = Prefill(2, "chat", Configuration("prefill", 1, 4, 16), (replace(entries[0], sampling=None),))
+    assert cost(chunk) == StepSeconds(9.0 + 0.01)  # not calibrated: as the manifest says
+
+
+def test_the_pool_of_a_model_that_comes_to_hbm_is_cleared():
+    machine = replace(target(), serving=Serving(pool_bytes_per_s=100.0))
+    executor = SimExecutor([decoder(num_blocks=5)], machine, draw=1)
+    link = machine.link("ddr", "hbm")
+    (*_, (seconds, _)) = executor.copy(Transfer(1, "chat", "ddr", "hbm", 1000))
+    assert seconds == pytest.approx(link.latency_seconds + 0.1 + 20 / 100)
+
+
+def test_a_token_that_is_always_drawn_needs_no_prompt():
+    scheduler = Scheduler([decoder()], TierBudget(10**6, 10**6), tiered=True)
+    executor = SimExecutor([decoder()], target(), draw=1)
+    records = simulate(scheduler, executor, [(1.0, generate(1, max_tokens=5))])
+    assert sum((r.item.tokens for r in records if isinstance(r.item, Reply)), ()) == (1,) * 5

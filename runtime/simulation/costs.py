@@ -1,0 +1,70 @@
+"""What steps take: the programs' own time as measured, and what the host adds to it.
+
+A program's time is that of its configuration, however many of its rows are used; it grows with the longest context in
+the step. The host's constants are the target's (`Serving`): so much for each step, and for each token that is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ...compiler.bundle.manifest import ModelEntry
+from ...compiler.target import ProgramSeconds, Serving, Target
+from ..events import Decode, Embed, Step
+
+__all__ = ["StepCost", "StepSeconds", "measured_costs", "serving_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeconds:
+    """Time of a step; of several decode steps in one action each takes `growth` more than the one before."""
+
+    first: float
+    growth: float = 0.0
+
+    def total(self, num_steps: int) -> float:
+        """Returns what the first so many steps take together."""
+        return num_steps * self.first + self.growth * num_steps * (num_steps - 1) / 2
+
+    def steps_within(self, seconds: float, most: int) -> int:
+        """Returns how many steps it takes to reach a moment, at most `most`; the last one may end after it."""
+        if seconds >= self.total(most):
+            return most
+        count = 1
+        while self.total(count) < seconds:
+            count += 1
+        return count
+
+
+StepCost: TypeAlias = Callable[[Step], StepSeconds]
+
+
+def serving_of(target: Target) -> Serving:
+    """Returns what serving takes on a target beside the programs; where that was not measured, what it says itself."""
+    return target.serving or Serving(request_seconds=target.compute.request_seconds)
+
+
+def measured_costs(models: Sequence[ModelEntry], target: Target) -> StepCost:
+    """Returns the costs of a bundle's programs: those that the target was calibrated with, else the manifest's own."""
+    serving = serving_of(target)
+    programs = {
+        (entry.name, program.configuration): serving.programs.get(
+            f"{entry.name}/{program.configuration.id}", ProgramSeconds(program.step_seconds)
+        )
+        for entry in models
+        for program in entry.programs
+    }
+
+    def cost(step: Step) -> StepSeconds:
+        program = programs[step.model, step.configuration]
+        if isinstance(step, Embed):
+            return StepSeconds(program.seconds + serving.step_seconds + len(step.entries) * serving.sequence_seconds)
+        longest = max(entry.start + len(entry.tokens) for entry in step.entries)
+        num_drawn = sum(entry.sampling is not None for entry in step.entries)
+        a_token = program.context_seconds / step.configuration.context
+        first = program.seconds + longest * a_token + serving.step_seconds + num_drawn * serving.sequence_seconds
+        return StepSeconds(first, a_token if isinstance(step, Decode) else 0.0)
+
+    return cost
