@@ -59,7 +59,10 @@ def serve(
     rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: R requests a second, Poisson.")] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Open loop: CSV of timestamp and model, or ContextTokens, GeneratedTokens."),
+        typer.Option(
+            metavar="FILE",
+            help="Open loop: CSV of timestamp and model, or ContextTokens, GeneratedTokens; or Mooncake's JSON lines.",
+        ),
     ] = None,
     speed: Annotated[float, typer.Option(metavar="X", help="Times as fast as the trace.")] = 1.0,
     requests: Annotated[
@@ -252,15 +255,14 @@ async def _measure(
     from ..runtime.bench.arrivals import Arrival
     from ..runtime.bench.client import ask, first_model
     from ..runtime.bench.load import Load, run_load
-    from ..runtime.bench.prompts import random_prompt
+    from ..runtime.bench.prompts import prompt_of
 
     generator = random.Random(secrets.randbits(64))
     stop = asyncio.Event()
     async with client as http:
 
         async def send(arrival: Arrival) -> Reply:
-            prompt = random_prompt(arrival.input_tokens, generator)
-            return await ask(http, endpoint, arrival.model, prompt, arrival.output_tokens)
+            return await ask(http, endpoint, arrival.model, prompt_of(arrival, generator), arrival.output_tokens)
 
         with _ctrl_c_sets(stop):
             asked = models or [await first_model(http, endpoint)]

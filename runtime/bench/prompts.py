@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 
-__all__ = ["random_prompt"]
+from .arrivals import Arrival
+
+__all__ = ["prompt_of", "random_prompt"]
 
 _TEXT = """
 the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one
@@ -25,3 +27,10 @@ _WORDS = tuple(_TEXT.split())
 def random_prompt(num_tokens: int, generator: random.Random) -> str:
     """Returns that many words, drawn afresh: no two prompts begin alike, so no prefix cache answers."""
     return " ".join(generator.choices(_WORDS, k=num_tokens))
+
+
+def prompt_of(arrival: Arrival, generator: random.Random) -> str:
+    """Returns the prompt of a request: pieces that a trace has more than once are the same words each time."""
+    if not arrival.blocks:
+        return random_prompt(arrival.input_tokens, generator)
+    return " ".join(random_prompt(size, random.Random(block)) for block, size in arrival.pieces())

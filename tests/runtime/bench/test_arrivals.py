@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import statistics
@@ -10,7 +11,7 @@ import pytest
 
 from plait.errors import ConfigurationError
 from plait.runtime.bench.arrivals import Arrival, Mix, closed_loop, poisson, read_trace
-from plait.runtime.bench.prompts import random_prompt
+from plait.runtime.bench.prompts import prompt_of, random_prompt
 
 TRACES = Path(__file__).parents[4] / "shared" / "data" / "traces"
 MIX = Mix(("a", "b"), 100, 20)
@@ -80,9 +81,41 @@ def test_a_trace_of_models_maps_what_it_does_not_know(tmp_path: Path) -> None:
     ]
 
 
+def test_the_most_used_names_of_a_trace_stand_for_the_models_as_they_are_used(tmp_path: Path) -> None:
+    path = write(tmp_path / "trace.csv", "timestamp,model", *(f"{i},{name}" for i, name in enumerate("zyyxyzzyw")))
+    found = read_trace(path, MIX, num_names=3)
+    assert [arrival.model for arrival in found] == ["b", "a", "a", "a", "a", "b", "b", "a"]  # y, z, x are kept
+    with pytest.raises(ConfigurationError, match="no requests with names of models"):
+        read_trace(write(tmp_path / "no.csv", "timestamp,ContextTokens,GeneratedTokens", "1,2,3"), MIX, num_names=3)
+
+
+def test_a_trace_of_mooncake_says_what_prompts_have_in_common(tmp_path: Path) -> None:
+    lines = [
+        {"timestamp": 500, "input_length": 1100, "output_length": 7, "hash_ids": [0, 1, 9]},
+        {"timestamp": 0, "input_length": 1024, "output_length": 40, "hash_ids": [0, 1]},
+    ]
+    path = write(tmp_path / "trace.jsonl", *map(json.dumps, lines))
+    found = read_trace(path, Mix(("a",), 1, 1, scale=1 / 32, max_output_tokens=1))
+    assert found == [Arrival(0.0, "a", 32, 1, (0, 1), 16.0), Arrival(0.5, "a", 34, 1, (0, 1, 9), 16.0)]
+    assert [list(arrival.pieces()) for arrival in found] == [[(0, 16), (1, 16)], [(0, 16), (1, 16), (9, 2)]]
+    first, second = (prompt_of(arrival, random.Random(1)) for arrival in found)
+    assert second.startswith(first)
+    assert len(second.split()) == 34
+
+
+def test_lengths_have_their_limits() -> None:
+    (arrival,) = itertools.islice(closed_loop(Mix(("a",), 100, 50, 0.5, max_input_tokens=40, max_output_tokens=30)), 1)
+    assert arrival == Arrival(0.0, "a", 40, 25)
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
+        (['{"timestamp": 1}'], "line 1 of .* has no `timestamp`, `input_length`"),
+        (['{"timestamp": 1, "input_length": 2, "output_length": 3}', "{"], "line 2 of .* is not JSON"),
+        (['{"timestamp": 1, "input_length": 2, "output_length": -3}'], "'-3' in trace .* is no number of tokens"),
+        (['{"timestamp": 1, "input_length": 2, "output_length": 3, "hash_ids": ["a"]}'], "no list of whole numbers"),
+        (['{"timestamp": null, "input_length": 2, "output_length": 3}'], "'None' is no time"),
         (["timestamp,seconds", "1,2"], "has no columns `timestamp` and `model`"),
         (["timestamp,ContextTokens", "1,2"], "has no columns"),
         ([""], "has no columns"),
@@ -93,7 +126,22 @@ def test_a_trace_of_models_maps_what_it_does_not_know(tmp_path: Path) -> None:
         (["timestamp,ContextTokens,GeneratedTokens", "1,many,2"], "'many' in trace .* is no number of tokens"),
         (["timestamp,ContextTokens,GeneratedTokens", "1,-3,2"], "'-3' in trace"),
     ],
-    ids=["columns", "one-length", "empty", "no-rows", "time", "infinite", "cells", "tokens", "negative"],
+    ids=[
+        "fields",
+        "json",
+        "length",
+        "ids",
+        "no-time",
+        "columns",
+        "one-length",
+        "empty",
+        "no-rows",
+        "time",
+        "infinite",
+        "cells",
+        "tokens",
+        "negative",
+    ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, lines: list[str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
@@ -105,7 +153,10 @@ def test_a_missing_trace_is_refused(tmp_path: Path) -> None:
         read_trace(tmp_path / "none.csv", MIX)
 
 
-@pytest.mark.parametrize(("name", "num"), [("azure_llm_2023_conv.csv", 19_366), ("multimodel_arrivals_a.csv", 13_196)])
+@pytest.mark.parametrize(
+    ("name", "num"),
+    [("azure_llm_2023_conv.csv", 19_366), ("multimodel_arrivals_a.csv", 13_196), ("mooncake_synthetic.jsonl", 3_993)],
+)
 def test_public_traces_are_read(name: str, num: int) -> None:
     if not (TRACES / name).exists():
         pytest.skip("the public traces are not here")
