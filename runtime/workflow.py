@@ -1,0 +1,226 @@
+"""What comes next: the models that clients are about to ask for, declared by the bundle file or learned from requests.
+
+Comes in: who asks for which model, and when. Goes out: forecasts, each with a chance, a number of turns and a time. A
+client's requests are seen as turns, runs of requests for one model; what is foretold is the model of the next turn.
+
+- **Declared.** A workflow is a cycle: after its last model comes its first. A client is at the place of a workflow
+  where the models before agree longest with its last turns.
+- **Learned.** Counts of what followed the last turn, and the last two: a Markov chain of second order whose prior is
+  that of first order. It needs four equal turns before it says anything.
+
+A declaration counts like a few observations, so a workflow that nobody follows falls silent. That a client never comes
+back is an observation too. What is not clearly likelier than not is not said: a transfer for nothing takes the link from others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+__all__ = ["Forecast", "LookAhead"]
+
+_Context: TypeAlias = tuple[int, ...] | tuple[str, ...]  # places in workflows, or the last turns
+
+_MIN_CHANCE = 0.6  # less is not said: half would break even, and few observations err
+_DECLARED_WEIGHT = 4.0  # observations that a declaration counts for
+_DOUBT = 2.0  # observations of something else that are supposed where nothing is declared
+_BACK_OFF_WEIGHT = 8.0  # observations of two turns that those of one turn count for
+_MAX_COUNT = 64.0  # observations of a context; then all are halved, so that the old ones fade
+_MAX_STEPS = 8  # turns ahead
+_MAX_CLIENTS = 64  # remembered at once
+_MAX_HISTORY = 16  # turns of a client
+_PATIENCE = 4.0  # times the usual seconds until the next turn, after which it is not waited for any longer
+_PATIENCE_SECONDS = (10.0, 60.0)  # least; where the usual is not known
+_SESSION_SECONDS = 600.0  # a client that was away for longer begins anew
+_GAP_RATE = 0.25  # of the newest gap in the moving average
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A model that is about to be asked for."""
+
+    model: str
+    chance: float  # that it is, and at this turn
+    steps: int  # turns ahead; 1 is next
+    at_seconds: float  # when, by the usual gaps; as soon as can be where none is known
+
+
+@dataclass
+class _Client:
+    turns: list[str] = field(default_factory=list[str])  # models, the latest last, none twice in a row
+    seen_at: float = 0.0  # its latest request
+    deadline: float = 0.0  # until which its next turn is waited for
+    contexts: list[_Context] = field(default_factory=list[_Context])  # that its next turn will be counted in
+    forecasts: list[Forecast] = field(default_factory=list[Forecast])
+    was_given_up: bool = False
+
+
+class LookAhead:
+    """Foretells requests.
+
+    Args:
+        workflows: Declared cycles of models.
+    """
+
+    def __init__(self, workflows: Sequence[Sequence[str]] = ()) -> None:
+        self._cycles = _Cycles([cycle for cycle in map(_turns_of, workflows) if len(cycle) > 1])
+        self._counts: dict[_Context, dict[str | None, float]] = {}  # what followed; None: nothing
+        self._gaps: dict[tuple[str, str], float] = {}  # usual seconds from one model's request to the next one's
+        self._clients: dict[str, _Client] = {}  # least recently seen first
+
+    def observe(self, client: str, model: str, now: float) -> None:
+        """Takes note of a request.
+
+        Args:
+            client: Who asks; requests of clients that are not told apart are one client's.
+            model: For which model.
+            now: When.
+        """
+        self._give_up(now)
+        state = self._clients.pop(client, None)
+        if state is None or now - state.seen_at > _SESSION_SECONDS:
+            state = _Client()
+        self._clients[client] = state
+        if state.was_given_up:  # it was only late
+            for context in state.contexts:
+                self._count(context, None, -1.0)
+        if not state.turns or state.turns[-1] != model:
+            self._turn(state, model, now)
+        state.seen_at = now
+        state.forecasts = list(self._chain(state, now))
+        state.deadline, state.was_given_up = now + self._patience(state), False
+        while len(self._clients) > _MAX_CLIENTS:
+            self._end(self._clients.pop(next(iter(self._clients))))
+
+    def forecasts(self, now: float) -> list[Forecast]:
+        """Returns the models that are about to be asked for, the nearest first, each once."""
+        self._give_up(now)
+        nearest: dict[str, Forecast] = {}
+        for state in self._clients.values():
+            for forecast in state.forecasts:
+                known = nearest.get(forecast.model)
+                if known is None or _rank(forecast) < _rank(known):
+                    nearest[forecast.model] = forecast
+        return sorted(nearest.values(), key=_rank)
+
+    def _turn(self, state: _Client, model: str, now: float) -> None:
+        """Counts a client's turn to another model."""
+        for context in state.contexts:
+            self._count(context, model, 1.0)
+        if state.turns:
+            edge, gap = (state.turns[-1], model), now - state.seen_at
+            self._gaps[edge] = (1 - _GAP_RATE) * self._gaps.get(edge, gap) + _GAP_RATE * gap
+        state.turns = [*state.turns[1 - _MAX_HISTORY :], model]
+        state.contexts = self._contexts(state.turns)
+
+    def _give_up(self, now: float) -> None:
+        """Stops waiting for clients that should have been back by now."""
+        for state in self._clients.values():
+            if now > state.deadline:
+                self._end(state)
+
+    def _end(self, state: _Client) -> None:
+        if not state.was_given_up:
+            for context in state.contexts:
+                self._count(context, None, 1.0)
+        state.was_given_up, state.forecasts = True, []
+
+    def _count(self, context: _Context, model: str | None, amount: float) -> None:
+        counts = self._counts.setdefault(context, {})
+        counts[model] = max(0.0, counts.get(model, 0.0) + amount)
+        if sum(counts.values()) > _MAX_COUNT:
+            for key in counts:
+                counts[key] /= 2
+
+    def _contexts(self, turns: Sequence[str]) -> list[_Context]:
+        """Returns what the turn after these is counted in."""
+        places = self._cycles.places(turns)
+        contexts: list[_Context] = [places] if places else []
+        if len(turns) > 1:
+            contexts.append(tuple(turns[-2:]))
+        return [*contexts, tuple(turns[-1:])]
+
+    def _next(self, turns: Sequence[str]) -> tuple[str, float] | None:
+        """Returns the likeliest model of the turn after these, and its chance."""
+        places = self._cycles.places(turns)
+        if places:
+            following = self._cycles.following(places)
+            declared = {model: following.count(model) / len(following) for model in following}
+            chances = self._chances(places, declared, _DECLARED_WEIGHT)
+        else:
+            chances = self._chances(tuple(turns[-1:]), {}, _DOUBT)
+            if len(turns) > 1:
+                chances = self._chances(tuple(turns[-2:]), chances, _BACK_OFF_WEIGHT)
+        return max(chances.items(), key=lambda item: (item[1], item[0]), default=None)
+
+    def _chances(self, context: _Context, prior: Mapping[str, float], weight: float) -> dict[str, float]:
+        """Returns what may follow a context, by its counts and a prior that counts for so many observations."""
+        counts = self._counts.get(context, {})
+        total = sum(counts.values()) + weight
+        models = (*prior, *(model for model in counts if model is not None))
+        return {model: (counts.get(model, 0.0) + weight * prior.get(model, 0.0)) / total for model in models}
+
+    def _chain(self, state: _Client, now: float) -> Iterator[Forecast]:
+        """Yields what a client is about to ask for, turn by turn, until it is all too unsure or known already."""
+        turns, chance, at = list(state.turns), 1.0, now
+        seen = {turns[-1]}
+        for steps in range(1, _MAX_STEPS + 1):
+            following = self._next(turns)
+            if following is None or chance * following[1] <= _MIN_CHANCE:
+                return
+            model, chance = following[0], chance * following[1]
+            at += self._gaps.get((turns[-1], model), 0.0)
+            if model not in seen:
+                yield Forecast(model, chance, steps, at)
+            seen.add(model)
+            turns.append(model)
+
+    def _patience(self, state: _Client) -> float:
+        least, unknown = _PATIENCE_SECONDS
+        edge = (state.turns[-1], state.forecasts[0].model) if state.forecasts else None
+        gap = None if edge is None else self._gaps.get(edge)
+        return unknown if gap is None else max(least, _PATIENCE * gap)
+
+
+class _Cycles:
+    """Declared workflows, and where in them a client is."""
+
+    def __init__(self, cycles: Sequence[Sequence[str]]) -> None:
+        self._cycles = cycles
+        self._places = [(cycle, place) for cycle in range(len(cycles)) for place in range(len(cycles[cycle]))]
+
+    def places(self, turns: Sequence[str]) -> tuple[int, ...]:
+        """Returns the places whose preceding models agree longest with the last turns; none if the last one is nowhere.
+
+        A client that has only begun is where a workflow begins, if that is one of the places.
+        """
+        agreed = {place: self._agreement(place, turns) for place in range(len(self._places))}
+        longest = max(agreed.values(), default=0)
+        if longest == 0:
+            return ()
+        best = [place for place, length in agreed.items() if length == longest]
+        first = [place for place in best if self._places[place][1] == longest - 1]
+        return tuple(first or best)
+
+    def following(self, places: Sequence[int]) -> list[str]:
+        """Returns the models after these places."""
+        chosen = [self._places[place] for place in places]
+        return [self._cycles[cycle][(place + 1) % len(self._cycles[cycle])] for cycle, place in chosen]
+
+    def _agreement(self, place: int, turns: Sequence[str]) -> int:
+        cycle, end = self._cycles[self._places[place][0]], self._places[place][1]
+        length = 0
+        while length < min(len(turns), len(cycle)) and turns[-1 - length] == cycle[(end - length) % len(cycle)]:
+            length += 1
+        return length
+
+
+def _turns_of(workflow: Sequence[str]) -> list[str]:
+    """Returns a workflow without models twice in a row, the last and the first one included."""
+    turns = [model for index, model in enumerate(workflow) if index == 0 or workflow[index - 1] != model]
+    return turns[:-1] if len(turns) > 1 and turns[0] == turns[-1] else turns
+
+
+def _rank(forecast: Forecast) -> tuple[int, float, float, str]:
+    return forecast.steps, -forecast.chance, forecast.at_seconds, forecast.model
