@@ -59,6 +59,7 @@ class Planned:
     mesh: Mesh  # of one stage
     num_stages: int
     devices: tuple[DeviceBytes, ...]
+    kv_tokens: int | None  # that the caches of `devices` hold; None for an encoder
     steps: tuple[StepPlan, ...]
     cost_seconds: float
     lower_bound_seconds: float
@@ -109,6 +110,7 @@ def plan_model(
         mesh=first.plan.mesh,
         num_stages=len(first.plan.stages),
         devices=_devices(first, tuple(planned.values()), kv_tokens),
+        kv_tokens=kv_tokens if isinstance(config, DecoderConfig) else None,
         steps=tuple(task.time(each) for each in planned.values()),
         cost_seconds=first.plan.cost,
         lower_bound_seconds=first.plan.lower_bound,

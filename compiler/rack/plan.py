@@ -95,6 +95,7 @@ class ModelPlan:
     step_lower_bound_seconds: float
     requests_per_s: float  # for all copies together
     switch_seconds: float  # DDR -> HBM of one copy, all devices at once
+    kv_tokens: int | None = None  # that its KV cache holds; None for an encoder
 
     @property
     def num_devices(self) -> int:

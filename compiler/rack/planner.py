@@ -148,6 +148,7 @@ def _model_plan(
         step_lower_bound_seconds=planned.lower_bound_seconds,
         requests_per_s=sum(traffic.rate(name, copy) for copy in range(spec.copies)),
         switch_seconds=switch_seconds([each.weights_bytes for each in planned.devices], target),
+        kv_tokens=planned.kv_tokens,
     )
 
 

@@ -1,0 +1,244 @@
+"""`plait simulate trace`: a trace replayed on a machine that need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigurationError
+from .garbage import uncollected
+from .options import HbmBytes, Json
+from .output import print_facts, print_json, print_tables, progress_bars, spinner
+
+if TYPE_CHECKING:
+    from ..compiler.bundle.manifest import TierBudget
+    from ..compiler.rack.plan import RackPlan
+    from ..compiler.target import Target
+    from ..runtime.bench.arrivals import Arrival, Mix
+    from ..runtime.simulation.machine import Machine
+
+__all__ = ["trace"]
+
+_DEFAULT_REQUESTS = 1000  # of a Poisson process
+
+_Simulated = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE|FILE.yaml", help="Directory that `plait bundle` made, or a bundle file for a rack."),
+]
+
+
+def trace(
+    bundle: _Simulated,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV of timestamp and model, or ContextTokens, GeneratedTokens; or Mooncake's JSON lines.",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="R", help="Instead of a trace: R requests a second, Poisson.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="What the machine is; the bundle's own by default.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="To be asked; several in turn. All that generate by default."),
+    ] = None,
+    names: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Keep the trace's N most used names; the most used one is the first model."
+        ),
+    ] = None,
+    speed: Annotated[float, typer.Option(metavar="X", help="Times as fast as the trace.")] = 1.0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Requests; the whole trace, or 1000, by default.")
+    ] = None,
+    input_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each prompt, if a trace has none.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer, likewise.")] = 64,
+    scale: Annotated[float, typer.Option(metavar="X", help="Times these lengths, or the trace's.")] = 1.0,
+    max_input: Annotated[
+        int | None, typer.Option("--max-input", min=1, metavar="N", help="Longer prompts are cut, once scaled.")
+    ] = None,
+    max_output: Annotated[
+        int | None, typer.Option("--max-output", min=1, metavar="N", help="Longer answers are cut, once scaled.")
+    ] = None,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=S", help="Bound on ttft, tpot or e2e in seconds; may be given several times."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the arrivals of --rate.")] = 0,
+    hbm: HbmBytes = None,
+    ddr: Annotated[str | None, typer.Option(metavar="BYTES", help="Bytes of ddr to use; likewise.")] = None,
+    link: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Bytes a second from ddr to hbm, e.g. 25GB, for the target's.")
+    ] = None,
+    decode_steps: Annotated[
+        int,
+        typer.Option(
+            "--decode-steps", min=1, metavar="N", help="Between two decisions, if nothing comes; above 1 is coarser."
+        ),
+    ] = 1,
+    queue_timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
+    ] = None,
+    warm_up: Annotated[bool, typer.Option("--warm-up", help="Ask each model once before, as `bench serve`.")] = False,
+    perfetto: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write steps and transfers for ui.perfetto.dev.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Replay a trace through the scheduler that serves, in simulated time, and say how a machine would bear it.
+
+    Steps of a bundle take what was measured when it was made, or, and the host's part with it, what `plait calibrate
+    --bundle` wrote into the target. Steps of a rack take what its plan says. Answers are as long as the trace has them;
+    the figures are those of `plait bench serve`, and switches, bytes moved, and joules where the target has power.
+
+    \b
+    plait simulate trace agent.plait --target mine.toml --trace azure.csv --speed 0.5 --scale 0.25 --limit 200
+    plait simulate trace agent.plait --rate 2 --slo ttft=0.5 --slo tpot=0.05 --perfetto time.json
+    plait simulate trace rack.plait --trace arrivals.csv --names 5 --speed 600 --link 25GB --json
+    plait simulate trace examples/rack.yaml --trace mooncake.jsonl --scale 0.03125 --limit 1000
+    """
+    from ..runtime.bench.arrivals import Mix
+    from ..runtime.bench.measures import parse_bound
+    from ..runtime.simulation.replay import replay
+    from ..runtime.simulation.report import report
+    from ..runtime.simulation.timeline import Timeline
+
+    _check(trace, rate, names, speed=speed, scale=scale)
+    bounds = [parse_bound(text) for text in slo or ()]
+    with uncollected(), spinner("reading the bundle"):
+        machine = _with_link(_machine(bundle, target, hbm, ddr), link)
+        models = _asked(machine, model)
+        mix = Mix(models, input_tokens, output_tokens, scale, max_input, max_output)
+        asked = _arrivals(mix, trace, rate, names, speed=speed, seed=seed, limit=limit)
+    timeline = Timeline([entry.name for entry in machine.models]) if perfetto else None
+    with uncollected(), progress_bars() as bars:
+        replayed = replay(
+            machine,
+            asked,
+            decode_steps=decode_steps,
+            queue_timeout_seconds=queue_timeout,
+            warm_up=models if warm_up else (),
+            observe=timeline.see if timeline else None,
+            progress=lambda done: bars.update("requests", done, len(asked)),
+        )
+    if timeline is not None and perfetto is not None:
+        _write(perfetto, timeline.to_json(replayed.begin_seconds))
+    found = report(machine, replayed, bounds)
+    if json:
+        print_json({**found.to_json(), "seed": seed})
+    else:
+        print_facts(found.facts())
+        print()
+        print_tables(found.tables())
+
+
+def _check(trace: Path | None, rate: float | None, names: int | None, **positive: float) -> None:
+    if (trace is None) == (rate is None):
+        raise ConfigurationError("give --trace or --rate: one of them says when requests come")
+    if names is not None and trace is None:
+        raise ConfigurationError("--names is for a trace; --rate asks the models in turn")
+    for name, value in {**positive, "rate": 1.0 if rate is None else rate}.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"--{name} is {value:g}: it must be above 0")
+
+
+def _machine(path: Path, target: str | None, hbm: str | None, ddr: str | None) -> Machine:
+    from ..compiler.bundle.reader import open_bundle
+    from ..compiler.rack.file import is_plan, open_plan
+    from ..compiler.target import load_target
+    from ..runtime.simulation.machine import machine_of_bundle
+    from ..runtime.simulation.rack import machine_of_plan
+
+    if path.is_file():
+        plan = _planned(path, target)
+        return machine_of_plan(plan, budget=_budget(plan.budget.hbm, plan.budget.ddr, hbm, ddr))
+    if is_plan(path):
+        plan, _ = open_plan(path)
+        if target is not None and load_target(target) != plan.target:
+            raise ConfigurationError(f"the plan is of target {plan.target.name!r}; plan its bundle file for {target!r}")
+        return machine_of_plan(plan, budget=_budget(plan.budget.hbm, plan.budget.ddr, hbm, ddr))
+    manifest = open_bundle(path).manifest
+    machine = None if target is None else load_target(target)
+    return machine_of_bundle(manifest, machine, _budget(manifest.budget.hbm, manifest.budget.ddr, hbm, ddr))
+
+
+def _planned(file: Path, target: str | None) -> RackPlan:
+    from ..compiler.rack.bundle_file import read_bundle_file
+    from ..compiler.rack.planner import is_planned_only, plan_rack, target_of
+
+    spec = read_bundle_file(file, target=target)
+    machine = target_of(spec, file.parent)
+    if not is_planned_only(machine):
+        raise ConfigurationError(
+            f"{file} is for {machine.name}, whose steps are measured: make the bundle with `plait bundle {file}` first"
+        )
+    return plan_rack(spec, base=file.parent)
+
+
+def _budget(hbm: int, ddr: int, asked_hbm: str | None, asked_ddr: str | None) -> TierBudget:
+    from ..compiler.bundle.manifest import TierBudget
+    from ..compiler.bundle.spec import parse_bytes
+
+    return TierBudget(
+        hbm if asked_hbm is None else parse_bytes(asked_hbm), ddr if asked_ddr is None else parse_bytes(asked_ddr)
+    )
+
+
+def _with_link(machine: Machine, bandwidth: str | None) -> Machine:
+    """Returns the machine with another bandwidth from ddr to hbm."""
+    if bandwidth is None:
+        return machine
+    from ..compiler.bundle.spec import parse_bytes
+
+    link = machine.target.link("ddr", "hbm")
+    links = {
+        **machine.target.links,
+        "ddr->hbm": dataclasses.replace(link, bandwidth_bytes_per_s=parse_bytes(bandwidth)),
+    }
+    target: Target = dataclasses.replace(machine.target, links=links)
+    return dataclasses.replace(machine, target=target)
+
+
+def _asked(machine: Machine, names: Sequence[str] | None) -> Sequence[str]:
+    """Returns the models that are asked.
+
+    Raises:
+        ConfigurationError: if the machine has not all of them, or none that generates.
+    """
+    known = {name: entry.name for entry in machine.models for name in (entry.name, *entry.aliases)}
+    for name in names or ():
+        if name not in known:
+            few = ", ".join(islice((entry.name for entry in machine.models), 20))
+            raise ConfigurationError(f"{machine.name} has no model {name!r}; it has: {few}")
+    asked = [known[name] for name in names or ()] or [entry.name for entry in machine.models if entry.kv is not None]
+    if not asked:
+        raise ConfigurationError(f"no model of {machine.name} generates text; name a --model that is to be asked")
+    return asked
+
+
+def _arrivals(
+    mix: Mix, trace: Path | None, rate: float | None, names: int | None, *, speed: float, seed: int, limit: int | None
+) -> Sequence[Arrival]:
+    from ..runtime.bench.arrivals import poisson, read_trace
+
+    if trace is not None:
+        return read_trace(trace, mix, speed=speed, num_names=names)[:limit]
+    assert rate is not None
+    return list(islice(poisson(mix, rate, seed=seed), limit or _DEFAULT_REQUESTS))
+
+
+def _write(path: Path, data: bytes) -> None:
+    from ..compiler.files import write_files
+
+    write_files(path.parent, {path.name: data})
