@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from .options import BundlePath, HbmBytes
 from .output import format_bytes, progress_bars
 
 if TYPE_CHECKING:
+    from ..compiler.bundle.reader import Bundle
     from ..runtime.engine import Runtime
 
 __all__ = ["serve"]
@@ -39,6 +41,10 @@ def serve(
     max_requests: Annotated[
         int, typer.Option(metavar="N", min=1, help="Requests under way at once; further ones get 429.")
     ] = 1024,
+    tool_parser: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[MODEL=]FORM", help="How a model writes tool calls, if not as its chat template tells."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a bundle behind one OpenAI-compatible endpoint.
@@ -72,12 +78,23 @@ def serve(
             target=machine,
             max_requests=max_requests,
             queue_timeout_seconds=queue_timeout,
+            tool_parsers=_tool_parsers(tool_parser or [], opened),
             progress=lambda done, total: bars.update("load programs", done, total),
         )
     with runtime:
         serve_runtime(
             runtime, host, port, api_keys=api_key or (), announce=lambda url: _announce(runtime, url, as_json=json)
         )
+
+
+def _tool_parsers(options: Sequence[str], bundle: Bundle) -> dict[str, str]:
+    """Returns forms by model; one without a model is for all decoders that are not named."""
+    parsers: dict[str, str] = {}
+    decoders = [entry.name for entry in bundle.manifest.models if entry.kv is not None]
+    for option in sorted(options, key=lambda option: "=" not in option):
+        model, _, form = option.rpartition("=")
+        parsers |= {model: form} if model else {name: form for name in decoders if name not in parsers}
+    return parsers
 
 
 def _announce(runtime: Runtime, url: str, *, as_json: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .events import Reply, Timing
 from .request import FinishReason, Piece, TokenLogprobs, TokenScore, Usage
 from .tokenizer import Detokenizer, StopMatcher, Tokenizer
+from .tool_calls.parser import Parsed, ToolCallParser
 
 __all__ = ["Answer"]
 
@@ -20,6 +21,8 @@ class Answer:
         num_prompt: Tokens of the prompt.
         submitted_at: When the request was submitted, in the clock that `push` is given.
         min_tokens: Stop strings that are complete before so many tokens are text like any other.
+        tool_calls: Reads calls out of the text; taken over. None where there are no tools.
+        shown: Special tokens whose texts count as text.
     """
 
     def __init__(
@@ -30,10 +33,13 @@ class Answer:
         submitted_at: float,
         *,
         min_tokens: int = 0,
+        tool_calls: ToolCallParser | None = None,
+        shown: Collection[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._min_tokens = min_tokens
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, shown)
+        self._tool_calls = tool_calls
         self._stops = StopMatcher(stops)
         self._num_prompt = num_prompt
         self._submitted_at = submitted_at
@@ -67,7 +73,7 @@ class Answer:
             if is_stopped:
                 return self._piece(text, "stop", now)
         if reply.finish_reason is None:
-            return self._piece(text) if text else None
+            return self._piece(text)
         part, is_stopped = self._until_stop(self._detokenizer.flush())
         text += part if is_stopped else part + self._stops.flush()
         return self._piece(text, "stop" if is_stopped else reply.finish_reason, now)
@@ -75,10 +81,26 @@ class Answer:
     def _until_stop(self, text: str) -> tuple[str, bool]:
         return (text, False) if self._num_tokens < self._min_tokens else self._stops.push(text)
 
-    def _piece(self, text: str, reason: FinishReason | None = None, now: float = 0.0) -> Piece:
+    def _piece(self, text: str, reason: FinishReason | None = None, now: float = 0.0) -> Piece | None:
+        parsed = self._parsed(text, is_last=reason is not None)
+        if reason is None and not (parsed.text or parsed.calls):
+            return None
+        if reason == "stop" and self._tool_calls is not None and self._tool_calls.has_calls:
+            reason = "tool_calls"
         tokens, self._unsent = tuple(self._unsent), []
         logprobs, self._unsent_logprobs = tuple(self._unsent_logprobs), []
-        return Piece(text, tokens, reason, None if reason is None else self._usage(now), logprobs)
+        usage = None if reason is None else self._usage(now)
+        return Piece(parsed.text, tokens, reason, usage, logprobs, parsed.calls)
+
+    def _parsed(self, text: str, *, is_last: bool) -> Parsed:
+        """Returns what text and calls are final with some more text."""
+        if self._tool_calls is None:
+            return Parsed(text)
+        parsed = self._tool_calls.push(text)
+        if not is_last:
+            return parsed
+        rest = self._tool_calls.flush()
+        return Parsed(parsed.text + rest.text, parsed.calls + rest.calls)
 
     def _scored(self, row: Sequence[tuple[int, float]]) -> TokenLogprobs:
         drawn, *likeliest = (TokenScore(token, self._tokenizer.token_bytes(token), logprob) for token, logprob in row)

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import NoReturn, cast
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -51,9 +51,12 @@ class ChatTemplate:
     def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
         try:
             environment = _environment()
-            self._template = environment.from_string(_counting(environment.parse(source)))
+            parsed = environment.parse(source)
+            self.takes_tools = "tools" in meta.find_undeclared_variables(parsed)  # whether it describes them
+            self._template = environment.from_string(_counting(parsed))
         except (jinja2.TemplateError, RecursionError) as error:
             raise UnsupportedModelError(f"the model's chat template cannot be read: {_one_line(error)}") from None
+        self.source = source
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
 
     def render(

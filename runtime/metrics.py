@@ -25,6 +25,7 @@ TierName: TypeAlias = Literal["hbm", "ddr", "disk"]
 _FINISHED_REASONS: dict[RequestOutcome, str] = {
     "stop": "stop",
     "length": "length",
+    "tool_calls": "stop",  # as dashboards count it: the answer ended by itself
     "cancelled": "abort",  # the name that dashboards know it by
     "error": "error",
 }

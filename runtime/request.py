@@ -22,12 +22,16 @@ __all__ = [
     "Structure",
     "TokenLogprobs",
     "TokenScore",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolUse",
     "Usage",
 ]
 
 MAX_LOGPROBS = 20  # of the likeliest tokens in the place of each, as OpenAI has it
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]
 
 
@@ -38,6 +42,51 @@ class Structure:
     kind: Literal["json", "regex", "choice", "grammar"]
     source: str  # a JSON schema, an expression, a JSON list of texts, or a grammar in Lark's or GBNF's notation
     param: str = "structure"  # the parameter that it came with, to be named if it is wrong
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call."""
+
+    name: str  # of letters, digits, "_" and "-"
+    description: str = ""
+    parameters: Mapping[str, object] = field(default_factory=dict[str, object])  # JSON schema of an object; {}: none
+    is_strict: bool = False  # refuse a schema of which not all can be enforced, rather than enforce what can be
+
+    def to_json(self) -> dict[str, object]:
+        """Returns the tool as OpenAI, and so chat templates, have it."""
+        parameters = dict(self.parameters) or {"type": "object", "properties": {}}
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools of a request, and what the model is to do with them."""
+
+    tools: tuple[Tool, ...]  # at least one; names differ
+    choice: Literal["auto", "required"] = "auto"  # required: the answer is calls and nothing else
+    only: str | None = None  # name of the one tool that is to be called, once
+    is_parallel: bool = True  # whether an answer may have several calls
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that a model asks for."""
+
+    id: str
+    name: str
+    arguments: str  # a JSON object that fits the tool's parameters; incomplete only if the answer was cut off
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A piece of a call: first its id and name, then its arguments."""
+
+    index: int  # of the call in its answer
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +111,7 @@ class SamplingParams:
     ignore_eos: bool = False  # go on after the model's own ends
     logprobs: int | None = None  # 0: logarithms of the drawn tokens' probabilities; k: of the k likeliest as well
     structure: Structure | None = None  # what the answer must look like; it ends when it is complete
+    tools: ToolUse | None = None  # a conversation's prompt describes them; the answer may be calls
 
 
 @dataclass(frozen=True)
@@ -102,6 +152,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()  # of each token, where they were asked for
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +164,7 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] = ()  # of each token, where they were asked for
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool
@@ -21,11 +22,19 @@ from ..errors import InvalidRequestError
 from .request import Structure
 from .tokenizer import Tokenizer
 
-__all__ = ["Grammars", "StructuredAnswer"]
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["Grammars", "StructuredAnswer", "json_options"]
 
 _WHITE_SPACE = r"( |\n {0,16})?"  # what JSON is printed with, a space or a new line and its indentation, or nothing
 _LIMITS = LLParserLimits(verbose_errors=False)
 _SHOWN_CHARACTERS = 300  # of a complaint about a grammar
+
+
+def json_options(*, is_lenient: bool) -> JsonCompileOptions:
+    """Returns what llguidance is told of JSON; if lenient, what it does not know in a schema is left out of account."""
+    return {"whitespace_flexible": True, "whitespace_pattern": _WHITE_SPACE, "lenient": is_lenient}
 
 
 class StructuredAnswer:
@@ -120,10 +129,7 @@ def _grammar(structure: Structure) -> str:
     """Returns a structure in llguidance's terms."""
     try:
         if structure.kind == "json":
-            return LLMatcher.grammar_from_json_schema(
-                structure.source,
-                overrides={"whitespace_flexible": True, "whitespace_pattern": _WHITE_SPACE, "lenient": False},
-            )
+            return LLMatcher.grammar_from_json_schema(structure.source, overrides=json_options(is_lenient=False))
         return grammar_from(structure.kind, structure.source)
     except ValueError as error:
         raise _refusal(structure, str(error)) from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 import tokenizers
@@ -19,7 +19,7 @@ import tokenizers
 from ..errors import CheckpointError, InvalidRequestError
 from .quotation import Quotation
 
-__all__ = ["Detokenizer", "StopMatcher", "Tokenizer"]
+__all__ = ["Detokenizer", "StopMatcher", "Tokenizer", "num_held"]
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -113,6 +113,17 @@ class Tokenizer:
         """Returns the text of token ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """The special tokens by their texts."""
+        return {text: token_id for token_id, text in self._special_texts.items()}
+
+    @property
+    def added_ids(self) -> Mapping[str, int]:
+        """The tokens that were added to the vocabulary but are not special, by their texts."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if not token.special}
+
     def is_special(self, token_id: int) -> bool:
         """Returns whether a token controls the model and has no text."""
         return token_id in self._special_ids
@@ -174,16 +185,23 @@ class Detokenizer:
 
     The text of a token can depend on those before it (a decoder may strip the first space) and after it (the rest of
     a character), so what is decoded is a window: the tokens whose text was returned last, and those since.
+
+    Args:
+        tokenizer: The model's.
+        shown: Special tokens whose texts are shown, where others have none.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown
         self._context: list[int] = []  # tokens whose text was returned last
         self._pending: list[int] = []  # tokens whose text was not returned yet, or not all of it
         self._num_shown = 0  # characters of the pending tokens' text that were returned
 
     def push(self, token_id: int) -> str:
         """Returns the text that has become final with this token; "" while a character is incomplete."""
+        if token_id in self._shown:
+            return self.flush() + self._tokenizer.token_bytes(token_id).decode()
         if self._tokenizer.is_special(token_id):
             return ""  # decoding the whole skips it too, and what is on both sides of it belongs together
         self._pending.append(token_id)
@@ -236,7 +254,7 @@ class StopMatcher:
         if found:
             self._is_stopped, self._held = True, ""
             return text[: min(found)[1]], True
-        safe = len(text) - self._num_held(text)
+        safe = len(text) - num_held(text, self._stops)
         self._held = text[safe:]
         return text[:safe], False
 
@@ -245,11 +263,9 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _num_held(self, text: str) -> int:
-        """Returns the length of the longest end of the text that is the beginning of a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        lengths = range(min(longest, len(text)), 0, -1)
-        return next((length for length in lengths if self._is_beginning(text[-length:])), 0)
 
-    def _is_beginning(self, end: str) -> bool:
-        return any(stop.startswith(end) for stop in self._stops)
+def num_held(text: str, marks: Sequence[str]) -> int:
+    """Returns the length of the longest end of a text that is a beginning, not all, of a mark."""
+    longest = max((len(mark) - 1 for mark in marks), default=0)
+    lengths = range(min(longest, len(text)), 0, -1)
+    return next((length for length in lengths if any(mark.startswith(text[-length:]) for mark in marks)), 0)

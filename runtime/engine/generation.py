@@ -13,6 +13,7 @@ from ..answer import Answer
 from ..core import Outcome
 from ..events import GenerateWork, Request, Sampling
 from ..request import MAX_LOGPROBS, Completion, Piece, SamplingParams
+from ..tool_calls import whole_calls
 from .exchange import Exchange
 from .served import Served
 
@@ -51,7 +52,7 @@ class Generation:
         self, served: Served, prompt: Sequence[int], params: SamplingParams
     ) -> AsyncGenerator[Piece, None]:
         """Yields an answer piece by piece; as `pieces`."""
-        if params.structure is None:
+        if params.structure is None and params.tools is None:
             request, answer = self._request(served, prompt, params)
         else:  # grammars take their time
             request, answer = await asyncio.to_thread(self._request, served, prompt, params)
@@ -76,8 +77,7 @@ class Generation:
             )
         _check_sampling(params, entry.config.vocab_size, room)
         work = GenerateWork(tuple(prompt), params.max_tokens or room, _sampling(served, params))
-        now = self._exchange.now()
-        answer = Answer(served.tokenizer, params.stop, len(prompt), now, min_tokens=params.min_tokens)
+        answer = served.read_answer(prompt, params, self._exchange.now())
         return self._exchange.request(entry.name, work), answer
 
     def _piece(self, request: Request, answer: Answer, outcome: Outcome) -> Piece | None:
@@ -104,7 +104,8 @@ def gather(pieces: Sequence[Piece]) -> Completion:
     assert last.usage is not None
     tokens = tuple(token for piece in pieces for token in piece.token_ids)
     logprobs = tuple(one for piece in pieces for one in piece.logprobs)
-    return Completion("".join(piece.text for piece in pieces), tokens, last.finish_reason, last.usage, logprobs)
+    calls = whole_calls(delta for piece in pieces for delta in piece.tool_calls)
+    return Completion("".join(piece.text for piece in pieces), tokens, last.finish_reason, last.usage, logprobs, calls)
 
 
 def _sampling(served: Served, params: SamplingParams) -> Sampling:
@@ -123,7 +124,7 @@ def _sampling(served: Served, params: SamplingParams) -> Sampling:
         ends=params.stop_token_ids,
         ignores_eos=params.ignore_eos,
         num_logprobs=params.logprobs,
-        constraint=None if params.structure is None else served.grammars.constrain(params.structure),
+        constraint=served.constrain(params),
     )
 
 
@@ -142,6 +143,7 @@ def _check_sampling(params: SamplingParams, vocab_size: int, room: int) -> None:
         ("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
         ("stop_token_ids", all(0 <= one < vocab_size for one in params.stop_token_ids), f"below {vocab_size} each"),
         ("ignore_eos", not (params.ignore_eos and params.structure), "left out where the answer has a structure"),
+        ("ignore_eos", not (params.ignore_eos and params.tools), "left out where tools may be called"),
         ("logit_bias", all(0 <= one < vocab_size for one in params.logit_bias), f"of tokens below {vocab_size}"),
         ("logit_bias", all(-100 <= one <= 100 for one in params.logit_bias.values()), "between -100 and 100 each"),
     ):

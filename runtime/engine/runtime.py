@@ -7,7 +7,7 @@ requests to the engine's threads (`core.py`) and turns replies back into text, f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +15,20 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Float
 
+from ...compiler.bundle.manifest import ModelEntry
 from ...compiler.bundle.reader import Bundle, open_bundle
 from ...compiler.bundle.spec import parse_bytes
 from ...compiler.target import Target
+from ...errors import ConfigurationError
 from ..clock import MonotonicClock
 from ..core import EngineCore, TierUse
 from ..executor import JaxExecutor
 from ..metrics import Metrics
-from ..request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams
+from ..request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams, ToolUse
 from ..residency import check_budget
 from ..scheduler import Scheduler
 from ..tiers import TransferRecord
+from ..tool_calls import TOOL_FORMATS, ToolFormat
 from .encoding import Encoding, check_scores
 from .exchange import Exchange
 from .generation import Generation, gather
@@ -48,11 +51,14 @@ class Runtime:
         target: Another description of this machine than the bundle's, e.g. a calibrated one.
         max_requests: Requests under way at once; further ones are refused.
         queue_timeout_seconds: How long a request may wait for its first step; None for ever.
+        tool_parsers: Name of the form in which a model writes tool calls, by the model's name; by default its chat
+            template tells.
         progress: Told how many of the programs are loaded.
 
     Raises:
         BundleError: if the bundle cannot be opened, or any of its files is not what its manifest says.
         DoesNotFitError: if a model can never be hot within the budget.
+        ConfigurationError: if a tool parser is none, or of no model.
     """
 
     def __init__(
@@ -64,12 +70,14 @@ class Runtime:
         target: Target | None = None,
         max_requests: int = 1024,
         queue_timeout_seconds: float | None = None,
+        tool_parsers: Mapping[str, str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         manifest = self.bundle.manifest
         self.target = manifest.target if target is None else target
         self.name = manifest.name
+        tool_formats = _tool_formats(tool_parsers or {}, manifest.models)
         self.metrics = Metrics([entry.name for entry in manifest.models])
         budget = dataclasses.replace(
             manifest.budget,
@@ -84,7 +92,7 @@ class Runtime:
         executor = JaxExecutor(self.bundle, self.target, hbm_bytes=budget.hbm)
         entries = executor.load_programs(progress or (lambda done, total: None))
         self._scheduler = Scheduler(entries, budget, tiered=tiered, queue_timeout_seconds=queue_timeout_seconds)
-        self._served = ServedModels(self.bundle, entries)
+        self._served = ServedModels(self.bundle, entries, tool_formats)
         clock = MonotonicClock()
         self._core = EngineCore(self._scheduler, executor, clock, self.metrics, max_requests=max_requests)
         exchange = Exchange(self._core, clock, self.metrics)
@@ -143,13 +151,15 @@ class Runtime:
         """Returns the tokens of two texts in one sequence, with the special tokens around and between them."""
         return self._served[model].tokenizer.encode_pair(first, second)
 
-    def chat_prompt(self, model: str, messages: Messages) -> list[int]:
+    def chat_prompt(self, model: str, messages: Messages, tools: ToolUse | None = None) -> list[int]:
         """Returns the tokens of a conversation in the model's template; special tokens are the template's alone.
+
+        Tools are for the template to describe, or described in a system message where it does not know them.
 
         Raises:
             InvalidRequestError: if the template refuses the messages, or the model has none.
         """
-        return self._served[model].tokenize_chat(messages)
+        return self._served[model].tokenize_chat(messages, tools)
 
     # Answers
 
@@ -175,23 +185,25 @@ class Runtime:
 
     def pieces(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Yields an answer piece by piece, the last one with finish reason and usage; as `stream` otherwise."""
-        served = self._served[model]
-        yield from self._generation.pieces(served, served.tokenize_prompt(prompt), params or SamplingParams())
+        served, params = self._served[model], params or SamplingParams()
+        yield from self._generation.pieces(served, served.tokenize_prompt(prompt, params.tools), params)
 
     async def stream_async(
         self, model: str, prompt: Prompt, params: SamplingParams | None = None
     ) -> AsyncIterator[str]:
         """Yields the text of an answer as it comes; as `stream`."""
-        tokens = self._served[model].tokenize_prompt(prompt)
-        async with aclosing(self.generate_async(model, tokens, params or SamplingParams())) as pieces:
+        params = params or SamplingParams()
+        tokens = self._served[model].tokenize_prompt(prompt, params.tools)
+        async with aclosing(self.generate_async(model, tokens, params)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     yield piece.text
 
     async def complete_async(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
         """Returns a whole answer; as `complete`."""
-        tokens = self._served[model].tokenize_prompt(prompt)
-        return gather([piece async for piece in self.generate_async(model, tokens, params or SamplingParams())])
+        params = params or SamplingParams()
+        tokens = self._served[model].tokenize_prompt(prompt, params.tools)
+        return gather([piece async for piece in self.generate_async(model, tokens, params)])
 
     def generate_async(self, model: str, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Piece, None]:
         """Yields the answer to a prompt of tokens, as `pieces`. Closing the generator cancels the request."""
@@ -262,3 +274,13 @@ class Runtime:
             kv_bytes=entry.kv_bytes,
             workspace_bytes=entry.workspace_bytes,
         )
+
+
+def _tool_formats(parsers: Mapping[str, str], models: Sequence[ModelEntry]) -> dict[str, ToolFormat]:
+    names = [name for entry in models for name in (entry.name, *entry.aliases)]
+    for model, parser in parsers.items():
+        if model not in names:
+            raise ConfigurationError(f"no model {model!r} for a tool parser; the bundle has {', '.join(names)}")
+        if parser not in TOOL_FORMATS:
+            raise ConfigurationError(f"unknown tool parser {parser!r}; there are {', '.join(TOOL_FORMATS)}")
+    return {model: TOOL_FORMATS[parser] for model, parser in parsers.items()}

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
+from pydantic import JsonValue
 
 from ..request import Usage as EngineUsage
 from .engine import engine_of, require_capability
@@ -19,6 +20,7 @@ from .responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
+    ChatToolCallDelta,
     Usage,
     new_id,
     now,
@@ -36,8 +38,9 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     """Answers a conversation, at once or as it is generated (`stream`)."""
     engine = engine_of(request)
     model = require_capability(engine, body.model, "chat").name
-    prompt = await asyncio.to_thread(engine.chat_prompt, model, body.conversation())
-    answering = answer(engine, model, [prompt], body.sampling(), num_choices=body.num_choices, param="messages")
+    params = body.sampling()
+    prompt = await asyncio.to_thread(engine.chat_prompt, model, body.conversation(), params.tools)
+    answering = answer(engine, model, [prompt], params, num_choices=body.num_choices, param="messages")
     head = ChatChunk(
         id=new_id("chatcmpl"),
         created=now(),
@@ -56,7 +59,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
         choices=[
             ChatChoice(
                 index=index,
-                message=ChatMessage(content=whole.text),
+                message=ChatMessage.of(whole.text, whole.tool_calls),
                 logprobs=ChatLogprobs.of(whole.logprobs) if body.logprobs else None,
                 finish_reason=whole.finish_reason,
             )
@@ -82,6 +85,11 @@ async def _events(answering: Answering, head: ChatChunk, body: ChatRequest) -> A
             logprobs = ChatLogprobs.of(piece.logprobs) if body.logprobs and piece.logprobs else None
             if piece.text or logprobs is not None:
                 yield chunk([ChatDelta(index=index, delta={"content": piece.text}, logprobs=logprobs)])
+            if piece.tool_calls:
+                steps: list[JsonValue] = [
+                    ChatToolCallDelta.of(one).model_dump(exclude_none=True) for one in piece.tool_calls
+                ]
+                yield chunk([ChatDelta(index=index, delta={"tool_calls": steps})])
             if piece.finish_reason is not None:
                 yield chunk([ChatDelta(index=index, delta={}, finish_reason=piece.finish_reason)])
             if piece.usage is not None:

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from ...errors import InvalidRequestError, ModelNotFoundError
 from ..metrics import Metrics
-from ..request import ClassifyResult, EmbedResult, ModelStatus, Piece, SamplingParams
+from ..request import ClassifyResult, EmbedResult, ModelStatus, Piece, SamplingParams, ToolUse
 
 __all__ = ["Engine", "engine_of", "find_model", "require_capability"]
 
@@ -39,8 +39,12 @@ class Engine(Protocol):
         """
         ...
 
-    def chat_prompt(self, model: str, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Returns the tokens of a conversation in the model's template. Slow enough to be kept off the event loop.
+    def chat_prompt(
+        self, model: str, messages: Sequence[Mapping[str, object]], tools: ToolUse | None = None
+    ) -> list[int]:
+        """Returns the tokens of a conversation, and of tools on offer, in the model's template.
+
+        Slow enough to be kept off the event loop.
 
         Raises:
             InvalidRequestError: if the template refuses the messages, or the model has none.

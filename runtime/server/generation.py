@@ -13,7 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from ...errors import ContextLengthError
-from ..request import FinishReason, Piece, SamplingParams, TokenLogprobs, Usage
+from ..request import FinishReason, Piece, SamplingParams, TokenLogprobs, ToolCall, ToolCallDelta, Usage
+from ..tool_calls import whole_calls
 from .engine import Engine
 
 __all__ = ["Answer", "Answering", "answer", "collect", "total_usage"]
@@ -29,6 +30,7 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] = ()  # of each token, where they were asked for
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 async def answer(
@@ -102,14 +104,19 @@ async def collect(answering: Answering, num_answers: int) -> list[Answer]:
     """Returns the whole answers in their order."""
     texts: list[list[str]] = [[] for _ in range(num_answers)]
     logprobs: list[list[TokenLogprobs]] = [[] for _ in range(num_answers)]
+    calls: list[list[ToolCallDelta]] = [[] for _ in range(num_answers)]
     ends: dict[int, tuple[FinishReason, Usage]] = {}
     async with aclosing(answering):
         async for index, piece in answering:
             texts[index].append(piece.text)
             logprobs[index].extend(piece.logprobs)
+            calls[index].extend(piece.tool_calls)
             if piece.finish_reason is not None and piece.usage is not None:
                 ends[index] = (piece.finish_reason, piece.usage)
-    return [Answer("".join(text), *ends[index], tuple(logprobs[index])) for index, text in enumerate(texts)]
+    return [
+        Answer("".join(text), *ends[index], tuple(logprobs[index]), whole_calls(calls[index]))
+        for index, text in enumerate(texts)
+    ]
 
 
 def total_usage(usages: Sequence[Usage], num_choices: int = 1) -> Usage:

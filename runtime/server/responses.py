@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from ..request import FinishReason, Residency, TokenLogprobs, TokenScore
+from ..request import FinishReason, Residency, TokenLogprobs, TokenScore, ToolCall, ToolCallDelta
 from ..request import Usage as EngineUsage
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ChatDelta",
     "ChatLogprobs",
     "ChatMessage",
+    "ChatToolCallDelta",
     "Classification",
     "ClassificationList",
     "Completion",
@@ -185,13 +186,58 @@ def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 
+class FunctionCall(BaseModel):
+    """What is to be called; of one step of a streamed answer, what is new of it."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ChatToolCall(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    @classmethod
+    def of(cls, call: ToolCall) -> ChatToolCall:
+        """Returns a call in the API's terms."""
+        return cls(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+
+
+class ChatToolCallDelta(BaseModel):
+    """One step of a call: its id and name with the first, and then its arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCall
+
+    @classmethod
+    def of(cls, delta: ToolCallDelta) -> ChatToolCallDelta:
+        """Returns a step in the API's terms."""
+        function = FunctionCall(name=delta.name, arguments=delta.arguments)
+        return cls(index=delta.index, id=delta.id, type="function" if delta.id else None, function=function)
+
+
 class ChatMessage(BaseModel):
-    """An answer."""
+    """An answer: text, or calls, or both."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
     annotations: list[str] = []  # always empty: there are no citations
+    tool_calls: list[ChatToolCall] | None = None  # left out where there are none
+
+    @classmethod
+    def of(cls, text: str, calls: Sequence[ToolCall]) -> ChatMessage:
+        """Returns an answer in the API's terms."""
+        return cls(content=None if calls and not text else text, tool_calls=list(map(ChatToolCall.of, calls)) or None)
+
+    @model_serializer(mode="wrap")
+    def _without_missing_calls(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        return {name: value for name, value in dump(self).items() if name != "tool_calls" or value}
 
 
 class ChatChoice(BaseModel):
@@ -219,7 +265,7 @@ class ChatDelta(BaseModel):
     """One step of a streamed answer."""
 
     index: int
-    delta: dict[str, str | None]
+    delta: dict[str, JsonValue]
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
 

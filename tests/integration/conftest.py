@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
@@ -12,7 +13,17 @@ import pytest
 
 from plait.errors import ContextLengthError, ExecutionError, InvalidRequestError, ModelNotFoundError, QueueFullError
 from plait.runtime.metrics import Metrics
-from plait.runtime.request import ClassifyResult, EmbedResult, FinishReason, ModelStatus, Piece, SamplingParams, Usage
+from plait.runtime.request import (
+    ClassifyResult,
+    EmbedResult,
+    FinishReason,
+    ModelStatus,
+    Piece,
+    SamplingParams,
+    ToolCallDelta,
+    ToolUse,
+    Usage,
+)
 from plait.runtime.server import Engine, create_app
 from plait.runtime.server.serve import listen, make_server
 
@@ -45,7 +56,7 @@ class EchoEngine:
     """Answers with the last message, a character a token (a character is its code point).
 
     Some messages make it behave: "full" and "broken" fail before the first token, "breaks" and "overflows" after
-    some, "forever" never ends on its own.
+    some, "forever" never ends on its own. Where a tool must be called, the first is, with the message.
     """
 
     name = "echo"
@@ -71,10 +82,12 @@ class EchoEngine:
                 return status.name
         raise ModelNotFoundError(f"no model {name!r}; there are: chat, embed", param="model")
 
-    def chat_prompt(self, model: str, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat_prompt(
+        self, model: str, messages: Sequence[Mapping[str, object]], tools: ToolUse | None = None
+    ) -> list[int]:
         if messages[0]["role"] == "assistant":
             raise InvalidRequestError("the messages must start with a user's", param="messages")
-        return self.tokenize(model, messages[-1]["content"])
+        return self.tokenize(model, str(messages[-1]["content"]))
 
     def tokenize(self, model: str, text: str) -> list[int]:
         return [ord(character) for character in text]
@@ -100,6 +113,11 @@ class EchoEngine:
             self.num_active -= 1
 
     async def _answer(self, text: str, params: SamplingParams) -> AsyncGenerator[Piece, None]:
+        if params.tools is not None and params.tools.choice == "required":
+            call = ToolCallDelta(0, "call_1", params.tools.tools[0].name, json.dumps({"text": text}))
+            usage = Usage(len(text), 1, 0.02, 0.01, time_to_first_token_seconds=0.1, total_seconds=0.5)
+            yield Piece("", (1,), "tool_calls", usage, tool_calls=(call,))
+            return
         answer = text[: params.max_tokens]
         for count, character in enumerate(answer):
             await asyncio.sleep(0.001)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-REFUSED = {"chat-tool-calling", "chat-image-input"}  # with a 400 that says so
+REFUSED = {"chat-image-input"}  # with a 400 that says so
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def report(server_url: str) -> dict:
     return json.loads(run.stdout)
 
 
-def test_llm_comply_passes_but_for_tools_and_images(report) -> None:
+def test_llm_comply_passes_but_for_images(report) -> None:
     results = {result["id"]: result for result in report["results"] if result["status"] != "skipped"}
     assert len(results) >= 8
     assert {name for name, result in results.items() if result["status"] != "passed"} == REFUSED

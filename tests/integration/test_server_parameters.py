@@ -4,10 +4,22 @@ import json
 
 import pytest
 
+from plait.runtime.request import Tool, ToolUse
+
 USER = [{"role": "user", "content": "hello"}]
 TEXT_PART = {"type": "text", "text": "hello"}
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
-TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def tool(name: str, **fields: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def called(call_id: str = "1", arguments: str = "{}") -> dict[str, object]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+TOOL = tool("f")
 
 
 def chat(http, **fields):
@@ -70,8 +82,31 @@ REFUSED = {
     "logprobs number": ({"logprobs": 2}, "logprobs", "invalid_type"),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     "top_logprobs many": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
-    "tools": ({"tools": [TOOL], "tool_choice": "required"}, "tools", "unsupported_parameter"),
-    "tool_choice": ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+    "tool_choice alone": ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    "tool_choice unknown": ({"tools": [TOOL], "tool_choice": "maybe"}, "tool_choice", "invalid_value"),
+    "tool_choice number": ({"tools": [TOOL], "tool_choice": 1}, "tool_choice", "invalid_value"),
+    "tool_choice of another": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice",
+        "invalid_value",
+    ),
+    "tool_choice of a kind": (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "function": {"name": "f"}}},
+        "tool_choice.type",
+        "invalid_value",
+    ),
+    "tools twice": ({"tools": [TOOL, TOOL]}, "tools", "invalid_value"),
+    "tools many": ({"tools": [tool(f"f{number}") for number in range(129)]}, "tools", "array_above_max_length"),
+    "tool of a kind": ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools[0].type", "invalid_value"),
+    "tool without name": (
+        {"tools": [{"type": "function", "function": {}}]},
+        "tools[0].function.name",
+        "missing_required_parameter",
+    ),
+    "tool's name": ({"tools": [tool("a b")]}, "tools[0].function.name", "invalid_value"),
+    "tool's parameters": ({"tools": [tool("f", parameters="x")]}, "tools[0].function.parameters", "invalid_type"),
+    "tool's field": ({"tools": [tool("f", colour=1)]}, "tools[0].function.colour", "unknown_parameter"),
+    "parallel_tool_calls": ({"parallel_tool_calls": "yes"}, "parallel_tool_calls", "invalid_type"),
     "format unknown": ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
     "format without schema": (
         {"response_format": {"type": "json_schema"}},
@@ -112,9 +147,25 @@ REFUSED = {
         "unsupported_parameter",
     ),
     "role unknown": ({"messages": [{"role": "alien", "content": "x"}]}, "messages[0].role", "invalid_value"),
-    "role tool": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_parameter"),
+    "result without call": (
+        {"messages": [*USER, {"role": "tool", "content": "x", "tool_call_id": "1"}]},
+        "messages[1].tool_call_id",
+        "invalid_value",
+    ),
+    "result without id": (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages[0].tool_call_id",
+        "missing_required_parameter",
+    ),
+    "id of a user's": ({"messages": [{**USER[0], "tool_call_id": "1"}]}, "messages[0].tool_call_id", "invalid_value"),
+    "content null": ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", None),
     "name": ({"messages": [{**USER[0], "name": "Ann"}]}, "messages[0].name", "unsupported_parameter"),
-    "tool calls": ({"messages": [{**USER[0], "tool_calls": [{}]}]}, "messages[0].tool_calls", "unsupported_parameter"),
+    "tool calls": ({"messages": [{**USER[0], "tool_calls": [called()]}]}, "messages[0].tool_calls", "invalid_value"),
+    "arguments": (
+        {"messages": [*USER, {"role": "assistant", "tool_calls": [called(arguments="[1]")]}]},
+        "messages[1].tool_calls[0].function.arguments",
+        "invalid_value",
+    ),
     "message field": ({"messages": [{**USER[0], "mood": "x"}]}, "messages[0].mood", "unknown_parameter"),
     "model number": ({"model": 7}, "model", "invalid_type"),
     "embedding model": ({"model": "embed"}, "model", "unsupported_model"),
@@ -217,6 +268,27 @@ def test_each_choice_has_a_seed_of_its_own_and_the_first_the_requests(http, engi
     assert [params.seed for params in engine.params[3:]] == first[:2]
     assert [choice["index"] for choice in response["choices"]] == [0, 1, 2]
     assert (response["usage"]["prompt_tokens"], response["usage"]["completion_tokens"]) == (5, 15)
+
+
+def test_tools_reach_the_engine(http, engine) -> None:
+    weather = tool("weather", description="Tells", parameters={"type": "object"}, strict=True)
+    chat(http, tools=[TOOL, weather])
+    tools = (Tool("f"), Tool("weather", "Tells", {"type": "object"}, is_strict=True))
+    assert engine.params[-1].tools == ToolUse(tools)
+    chat(http, tools=[TOOL, weather], tool_choice="required", parallel_tool_calls=False)
+    assert engine.params[-1].tools == ToolUse(tools, "required", is_parallel=False)
+    chat(http, tools=[TOOL, weather], tool_choice={"type": "function", "function": {"name": "f"}})
+    assert engine.params[-1].tools == ToolUse(tools, "required", "f")
+    chat(http, tools=[TOOL], tool_choice="none")
+    assert engine.params[-1].tools is None
+
+
+def test_calls_and_results_may_be_sent_back(http) -> None:
+    asked = {"role": "assistant", "content": None, "tool_calls": [called("a"), called("b")], "annotations": []}
+    results = [{"role": "tool", "tool_call_id": one, "content": [{"type": "text", "text": one}]} for one in "ba"]
+    response = chat(http, messages=[*USER, asked, *results], tools=[TOOL])
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"] == "a"
 
 
 def test_text_parts_are_joined_and_developer_is_system(http) -> None:

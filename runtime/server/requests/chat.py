@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator
@@ -11,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from ...request import MAX_LOGPROBS, SamplingParams
 from .fields import Text, TokenCount, Unsupported, only
 from .generation import GenerationRequest
-from .messages import Message
+from .messages import Message, check_results
+from .tools import ToolChoice, Tools, tool_use
 
 __all__ = ["ChatRequest"]
 
@@ -24,9 +26,9 @@ class ChatRequest(GenerationRequest):
 
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[JsonValue] | None, only([])] = None
-    tool_choice: Annotated[JsonValue, only("none", "auto")] = None
-    parallel_tool_calls: bool | None = None  # without effect as there are no tools
+    tools: Tools | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
     functions: Annotated[list[JsonValue] | None, only([])] = None
     function_call: Annotated[JsonValue, only("none", "auto")] = None
     modalities: Annotated[list[JsonValue] | None, only(["text"])] = None
@@ -58,11 +60,21 @@ class ChatRequest(GenerationRequest):
             raise PydanticCustomError("top_logprobs", "Only taken together with logprobs: true")
         return count
 
-    def conversation(self) -> list[Mapping[str, str]]:
-        """Returns the messages as chat templates take them."""
+    def conversation(self) -> list[Mapping[str, object]]:
+        """Returns the messages as chat templates take them.
+
+        Raises:
+            InvalidRequestError: if a tool's result is of no call.
+        """
+        check_results(self.messages)
         return [message.as_template_input() for message in self.messages]
 
     def sampling(self) -> SamplingParams:
-        """Returns how the answer is to be drawn; without a limit it may fill the context."""
+        """Returns how the answer is to be drawn; without a limit it may fill the context.
+
+        Raises:
+            InvalidRequestError: if what it says of structure or tools does not go together.
+        """
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self._sampling(self.max_completion_tokens or self.max_tokens, logprobs)
+        tools = tool_use(self.tools or [], self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
+        return replace(self._sampling(self.max_completion_tokens or self.max_tokens, logprobs), tools=tools)
