@@ -116,4 +116,5 @@ class Answer:
             switch_seconds=timing.switch_seconds if timing else 0.0,
             time_to_first_token_seconds=first - self._submitted_at,
             total_seconds=now - self._submitted_at,
+            cached_tokens=timing.cached_tokens if timing else 0,
         )

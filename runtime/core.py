@@ -11,7 +11,7 @@ import heapq
 import logging
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,13 +24,18 @@ from .events import (
     Action,
     Arrival,
     Cancel,
+    CopyBlocks,
     Decode,
+    DropBlocks,
     Embed,
     Event,
     Evict,
+    GenerateWork,
+    LoadBlocks,
     Prefill,
     Reply,
     Request,
+    SaveBlocks,
     SetTimer,
     Step,
     StepFailed,
@@ -80,8 +85,10 @@ class TierUse:
 class _Client:
     sink: Sink
     model: str
+    num_prompt: int  # 0 for an embedding
     last_token_at: float | None = None
     has_started: bool = False
+    is_answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class EngineCore:
         self._is_closing = False
         self._settled = threading.Event()
         self._uses: dict[TierName, TierUse] = {}
+        self._num_preemptions: Counter[str] = Counter()  # that were counted, by model
         self.records: deque[TransferRecord] = deque(maxlen=_KEPT_RECORDS)
         self._engine_thread = threading.Thread(target=self._run_engine, name="plait-engine", daemon=True)
         self._transfer_thread = threading.Thread(target=self._run_transfers, name="plait-transfer", daemon=True)
@@ -155,7 +163,8 @@ class EngineCore:
                 raise QueueFullError(
                     f"{len(self._clients)} requests are under way, the limit is {self._max_requests}; try again later"
                 )
-            self._clients[request.id] = _Client(sink, request.model)
+            num_prompt = len(request.work.prompt) if isinstance(request.work, GenerateWork) else 0
+            self._clients[request.id] = _Client(sink, request.model, num_prompt)
         self._metrics.request_arrived(request.model, self._scheduler.residency.residency(request.model))
         self._events.put(Arrival(request))
 
@@ -236,15 +245,24 @@ class EngineCore:
                 case SetTimer(timer_id, at_seconds):
                     heapq.heappush(self._timers, (at_seconds, timer_id))
                 case Prefill() | Decode() | Embed():
-                    self._run_step(action)
+                    self._begin_requests(action)
+                    self._run(action)
+                case SaveBlocks() | LoadBlocks():
+                    self._run(action)
+                case CopyBlocks():
+                    self._executor.copy_blocks(action)
+                case DropBlocks():
+                    self._executor.drop_blocks(action)
         self._report_queues()
 
-    def _run_step(self, step: Step) -> None:
+    def _begin_requests(self, step: Step) -> None:
         for entry in step.entries:
             client = self._clients.get(entry.request_id)
             if client is not None and not client.has_started:
                 client.has_started = True
                 self._metrics.request_started(client.model)
+
+    def _run(self, step: Step | SaveBlocks | LoadBlocks) -> None:
         try:
             self._events.put(self._executor.run(step))
         except PlaitError as error:
@@ -263,6 +281,9 @@ class EngineCore:
         logprobs = self._executor.logprobs.pop(reply.request_id, [])[: len(reply.tokens)]  # an end is no token
         if client is None:
             return
+        if reply.timing is not None and not client.is_answered:
+            client.is_answered = True
+            self._metrics.prompt_looked_up(client.model, client.num_prompt, reply.timing.cached_tokens)
         if reply.tokens:
             now = self._clock.now()
             gap = None if client.last_token_at is None else now - client.last_token_at
@@ -317,6 +338,8 @@ class EngineCore:
             self._metrics.queue(name, len(waiting.running) + len(waiting.embedding), len(waiting.waiting))
             if waiting.pool is not None:
                 self._metrics.kv(name, 1 - waiting.pool.num_free / waiting.pool.num_blocks)
+                self._metrics.preempted(name, waiting.num_preemptions - self._num_preemptions[name])
+                self._num_preemptions[name] = waiting.num_preemptions
 
     def _fail_all(self, message: str) -> None:
         with self._lock:

@@ -21,7 +21,9 @@ __all__ = [
     "Arrival",
     "Cancel",
     "Constraint",
+    "CopyBlocks",
     "Decode",
+    "DropBlocks",
     "Embed",
     "EmbedEntry",
     "EmbedWork",
@@ -29,10 +31,12 @@ __all__ = [
     "Evict",
     "FailureCode",
     "GenerateWork",
+    "LoadBlocks",
     "Prefill",
     "Reply",
     "Request",
     "Sampling",
+    "SaveBlocks",
     "SequenceEntry",
     "SetTimer",
     "Step",
@@ -105,6 +109,7 @@ class GenerateWork:
     prompt: tuple[int, ...]  # at least one token
     max_tokens: int  # prompt and answer together fit the context and the KV pool
     sampling: Sampling
+    salt: str = ""  # what is cached for it is shared with requests of the same salt only
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Request:
     model: str
     work: GenerateWork | EmbedWork
     priority: int = 0  # class; a lower number goes first
+    client: str = ""  # whose it is: those of a class get the same share
 
 
 # Events
@@ -143,7 +149,7 @@ class Cancel:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step has ended; `tokens` holds, for each entry of a prefill or decode, those that were drawn."""
+    """A step, or a copy in the place of one, has ended; `tokens` holds those drawn for each entry, if it has any."""
 
     step_id: int
     tokens: tuple[tuple[int, ...], ...] = ()
@@ -250,6 +256,41 @@ Step: TypeAlias = Prefill | Decode | Embed
 
 
 @dataclass(frozen=True)
+class CopyBlocks:
+    """Copy blocks of a model's KV pool within it, before the next step."""
+
+    model: str
+    copies: tuple[tuple[int, int], ...]  # (source, destination)
+
+
+@dataclass(frozen=True)
+class SaveBlocks:
+    """Copy blocks of a model's KV pool to slots in ddr. It takes the place of a step: nothing computes meanwhile."""
+
+    step_id: int
+    model: str
+    copies: tuple[tuple[int, int], ...]  # (block, slot); slots are numbered over all models and never used again
+    num_bytes: int  # of the fullest device
+
+
+@dataclass(frozen=True)
+class LoadBlocks:
+    """Copy slots in ddr to blocks of a model's KV pool; the slots stay. It takes the place of a step."""
+
+    step_id: int
+    model: str
+    copies: tuple[tuple[int, int], ...]  # (slot, block)
+    num_bytes: int  # of the fullest device
+
+
+@dataclass(frozen=True)
+class DropBlocks:
+    """Free slots in ddr."""
+
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Transfer:
     """Copy a model's weights from one tier to the next; in hbm, room for its KV pool comes with them."""
 
@@ -275,6 +316,7 @@ class Timing:
     arrived_at: float
     started_at: float  # its first step was issued
     switch_seconds: float  # of the wait, spent without its model being hot
+    cached_tokens: int = 0  # of the prompt, that were in the KV cache when it began
 
 
 @dataclass(frozen=True)
@@ -297,4 +339,4 @@ class SetTimer:
     at_seconds: float
 
 
-Action: TypeAlias = Prefill | Decode | Embed | Transfer | Evict | Reply | SetTimer
+Action: TypeAlias = Step | CopyBlocks | SaveBlocks | LoadBlocks | DropBlocks | Transfer | Evict | Reply | SetTimer

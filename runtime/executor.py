@@ -29,7 +29,22 @@ from ..compiler.mesh import Mesh
 from ..compiler.target import Target
 from ..errors import ExecutionError
 from .arena import Arena
-from .events import Decode, Embed, Evict, Prefill, SequenceEntry, Step, StepDone, TierName, Transfer
+from .events import (
+    CopyBlocks,
+    Decode,
+    DropBlocks,
+    Embed,
+    Evict,
+    LoadBlocks,
+    Prefill,
+    SaveBlocks,
+    SequenceEntry,
+    Step,
+    StepDone,
+    TierName,
+    Transfer,
+)
+from .pool_copies import PoolCopier, SavedBlock
 from .sampler import draw_logprobs, sample
 from .tiers import Copier, Moved
 
@@ -70,6 +85,10 @@ class JaxExecutor:
         needed = sum(min(hbm_bytes, load) for load in loads)
         has_stand_in = target.kind == "tiered" and jax.default_backend() == "cpu"
         self._copier = Copier(bundle, target, Arena(needed) if has_stand_in else None)
+        self._link = target.link("ddr", "hbm") if target.kind == "tiered" else None
+        self._pool_copiers: dict[str, PoolCopier] = {}  # of decoders
+        self._copies: dict[str, list[tuple[int, int]]] = {}  # of blocks, to be made before a model's next step
+        self._saved: dict[int, tuple[str, SavedBlock]] = {}  # by slot: the model and what is saved of it
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
         self._programs: dict[tuple[str, Configuration], Executable] = {}
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
@@ -94,11 +113,15 @@ class JaxExecutor:
             for done, ((entry, program), executable) in enumerate(zip(jobs, pool.map(self._load, jobs), strict=True)):
                 self._programs[entry.name, program.configuration] = executable
                 progress(done + 1, len(jobs))
+        for entry in self._entries.values():
+            if entry.kv is not None:
+                shardings = self._copier.pool_shardings(entry)
+                self._pool_copiers[entry.name] = PoolCopier(entry, shardings, self._link)
         self._entries = {name: self._as_compiled(entry) for name, entry in self._entries.items()}
         return tuple(self._entries.values())
 
-    def run(self, step: Step) -> StepDone:
-        """Runs a step to its end.
+    def run(self, step: Step | SaveBlocks | LoadBlocks) -> StepDone:
+        """Runs a step, or the copy of blocks in its place, to its end.
 
         Raises:
             ExecutionError: if the device fails.
@@ -111,8 +134,13 @@ class JaxExecutor:
                     return StepDone(step.step_id, self._forward(step, step.entries))
                 case Decode():
                     return self._decode(step)
+                case SaveBlocks():
+                    return self._save(step)
+                case LoadBlocks():
+                    return self._load_saved(step)
         except RuntimeError as error:
             hot = self._tiers["hbm"][step.model]
+            self._copies.pop(step.model, None)
             hot.pools[:] = self._copier.empty_pools(self._entries[step.model])  # the failed step had them donated
             raise ExecutionError(f"the device failed: {str(error).splitlines()[0]}") from error
 
@@ -129,11 +157,24 @@ class JaxExecutor:
     def evict(self, evict: Evict) -> None:
         """Frees a model's bytes in a tier."""
         self._tiers[evict.tier].pop(evict.model).release()
+        if evict.tier == "hbm":
+            self._copies.pop(evict.model, None)
         self._in_use.clear()
+
+    def copy_blocks(self, copy: CopyBlocks) -> None:
+        """Notes copies within a model's pool: they are made at the beginning of its next step, and fail with it."""
+        self._copies.setdefault(copy.model, []).extend(copy.copies)
+
+    def drop_blocks(self, drop: DropBlocks) -> None:
+        """Frees saved blocks."""
+        for slot in drop.slots:
+            self._saved.pop(slot, None)  # of a copy that failed there may be none
+        self.has_news = True
 
     def release(self) -> None:
         """Frees everything; called once the threads have ended."""
         self._copier.close()
+        self._saved.clear()
         for models in self._tiers.values():
             for moved in models.values():
                 moved.release()
@@ -157,7 +198,7 @@ class JaxExecutor:
         devices = jax.devices()[: self._bundle.manifest.num_devices]
         return MemoryReading(
             max(live[hbm, device] + (steps[i] if i < len(steps) else 0) for i, device in enumerate(devices)),
-            max(live[ddr, device] for device in devices) if ddr else 0,
+            max(live[ddr, device] for device in devices) + self._saved_bytes() if ddr else 0,
         )
 
     def predict(self) -> MemoryReading:
@@ -169,8 +210,17 @@ class JaxExecutor:
         warm = _device_loads([models[name] for name in self._tiers["ddr"]], lambda share: share.weights_bytes)
         return MemoryReading(
             max((sum(pair) for pair in itertools.zip_longest(held, steps, fillvalue=0)), default=0),
-            max(warm, default=0),
+            max(warm, default=0) + self._saved_bytes(),
         )
+
+    def _saved_bytes(self) -> int:
+        """Returns the bytes of saved blocks, of each its part on the fullest device."""
+        num_bytes = 0
+        for name, block in self._saved.values():
+            entry = self._entries[name]
+            whole = sum(layer.nbytes for layer in block)
+            num_bytes += whole * max(share.kv_bytes for share in entry.shares) // entry.kv_bytes
+        return num_bytes
 
     def _used_only(self, entry: ModelEntry) -> list[int]:
         """Returns the workspace on each of a model's devices, of those programs that are in use."""
@@ -239,10 +289,32 @@ class JaxExecutor:
             entries = tuple(_advanced(entry, now) for entry, now in zip(entries, fresh, strict=True))
         return StepDone(step.step_id, tuple(drawn))
 
+    def _ready(self, model: str) -> Moved:
+        """Returns what a hot model has, with the copies within its pool made."""
+        hot = self._tiers["hbm"][model]
+        copies = self._copies.pop(model, [])
+        if copies:
+            self._pool_copiers[model].copy(hot.pools, copies)
+        return hot
+
+    def _save(self, save: SaveBlocks) -> StepDone:
+        pools = self._ready(save.model).pools
+        blocks = self._pool_copiers[save.model].save(pools, [block for block, _ in save.copies], save.num_bytes)
+        for (_, slot), block in zip(save.copies, blocks, strict=True):
+            self._saved[slot] = (save.model, block)
+        self.has_news = True
+        return StepDone(save.step_id)
+
+    def _load_saved(self, load: LoadBlocks) -> StepDone:
+        contents = [self._saved[slot][1] for slot, _ in load.copies]
+        blocks = [block for _, block in load.copies]
+        self._pool_copiers[load.model].load(self._ready(load.model).pools, blocks, contents, load.num_bytes)
+        return StepDone(load.step_id)
+
     def _forward(self, step: Prefill | Decode, entries: Iterable[SequenceEntry]) -> tuple[tuple[int, ...], ...]:
         """Runs one program on the entries' tokens and returns what is drawn for each of them."""
         shapes = step.configuration
-        hot = self._tiers["hbm"][step.model]
+        hot = self._ready(step.model)
         kv = self._entries[step.model].kv
         assert kv is not None, step.model
         tokens = np.zeros((shapes.batch, shapes.new_tokens), np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .events import EmbedWork, GenerateWork, Request, Timing
+from .kv_cache import chain_digest, root_digest
 
 __all__ = ["EmbedJob", "GenerateJob", "Job"]
 
@@ -50,14 +51,27 @@ class GenerateJob(Job):
     tokens: list[int] = field(default_factory=list[int])  # of the prompt, then of the answer
     num_prompt: int = 0
     max_tokens: int = 0
+    salt: str = ""  # its cache is shared with requests of the same salt only
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list[int])
+    num_indexed: int = 0  # blocks of the table that can be found by others
+    num_cached: int = 0  # tokens of the prompt that were in the cache when it first came to run
+    was_preempted: bool = False
+    _digests: list[bytes] = field(default_factory=list[bytes])  # of the full blocks, as far as they were asked for
 
     @staticmethod
     def of(request: Request, work: GenerateWork, order: tuple[int, int], now: float) -> GenerateJob:
         """Returns the job of a new request."""
         prompt = list(work.prompt)
-        return GenerateJob(request, order, now, tokens=prompt, num_prompt=len(prompt), max_tokens=work.max_tokens)
+        return GenerateJob(
+            request, order, now, tokens=prompt, num_prompt=len(prompt), max_tokens=work.max_tokens, salt=work.salt
+        )
+
+    @property
+    def work(self) -> GenerateWork:
+        """What was asked for."""
+        assert isinstance(self.request.work, GenerateWork)
+        return self.request.work
 
     @property
     def num_generated(self) -> int:
@@ -73,6 +87,26 @@ class GenerateJob(Job):
     def is_decoding(self) -> bool:
         """Whether only the newest token is missing from the cache."""
         return self.num_pending == 1 and self.num_computed > 0
+
+    def digests(self, num_blocks: int, block_tokens: int) -> list[bytes]:
+        """Returns the digests of the first blocks, of tokens that are known."""
+        known = self._digests
+        parent = known[-1] if known else root_digest(self.salt)
+        for first in range(len(known) * block_tokens, num_blocks * block_tokens, block_tokens):
+            parent = chain_digest(parent, self.tokens[first : first + block_tokens])
+            known.append(parent)
+        return known[:num_blocks]
+
+    def found(self, num_tokens: int) -> None:
+        """Records that so many tokens more are in the cache, and that nothing was computed for them."""
+        self.num_computed += num_tokens
+        if not self.was_preempted:
+            self.num_cached += num_tokens
+
+    def timing(self) -> Timing:
+        """Returns when things happened, and what needed not."""
+        assert self.started_at is not None, self.id
+        return Timing(self.arrived_at, self.started_at, self.switch_seconds, self.num_cached)
 
 
 @dataclass(eq=False)

@@ -78,6 +78,16 @@ class Metrics:
         if usage.completion_tokens:  # an embedding has no first token
             series.first_token_seconds.observe(usage.time_to_first_token_seconds)
 
+    def prompt_looked_up(self, model: str, num_tokens: int, num_cached: int) -> None:
+        """Counts a prompt that was looked for in the KV cache, and how many of its tokens were found."""
+        series = self._of(model)
+        series.prefix_queries.inc(num_tokens)
+        series.prefix_hits.inc(num_cached)
+
+    def preempted(self, model: str, num_sequences: int) -> None:
+        """Counts sequences that gave their KV blocks back before they ended."""
+        self._of(model).preemptions.inc(num_sequences)
+
     def tokens_generated(self, model: str, gap_seconds: float | None, num_tokens: int = 1) -> None:
         """Counts tokens of one request.
 
@@ -137,6 +147,9 @@ class _RequestFamilies:
     running: Gauge
     waiting: Gauge
     kv_used: Gauge
+    prefix_queries: Counter
+    prefix_hits: Counter
+    preemptions: Counter
     by_residency: Counter
     started: Counter
     finished: Counter
@@ -164,6 +177,9 @@ class _RequestFamilies:
             running=gauge("vllm:num_requests_running", "Requests that take part in steps."),
             waiting=gauge("vllm:num_requests_waiting", "Requests that wait for their first step."),
             kv_used=gauge("vllm:kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it."),
+            prefix_queries=counter("vllm:prefix_cache_queries", "Tokens of prompts looked for in the KV cache."),
+            prefix_hits=counter("vllm:prefix_cache_hits", "Of these, tokens that were there."),
+            preemptions=counter("vllm:num_preemptions", "Sequences that gave their KV blocks back before they ended."),
             by_residency=counter("plait_requests_by_residency", "Requests by where the model was.", "class"),
             started=counter("plait_requests_started", "Requests whose first step began."),
             finished=counter("vllm:request_success", "Requests that ended, by how.", "finished_reason"),
@@ -183,6 +199,9 @@ class _ModelSeries:
     running: Gauge
     waiting: Gauge
     kv_used: Gauge
+    prefix_queries: Counter
+    prefix_hits: Counter
+    preemptions: Counter
     started: Counter
     prompt_tokens: Counter
     generation_tokens: Counter
@@ -197,6 +216,9 @@ class _ModelSeries:
             running=families.running.labels(model),
             waiting=families.waiting.labels(model),
             kv_used=families.kv_used.labels(model),
+            prefix_queries=families.prefix_queries.labels(model),
+            prefix_hits=families.prefix_hits.labels(model),
+            preemptions=families.preemptions.labels(model),
             started=families.started.labels(model),
             prompt_tokens=families.prompt_tokens.labels(model),
             generation_tokens=families.generation_tokens.labels(model),

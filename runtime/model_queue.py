@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..compiler.bundle.manifest import ModelEntry
+from ..compiler.bundle.manifest import ModelEntry, ProgramEntry
 from ..compiler.configuration import Configuration, Phase
+from .client_shares import ClientShares
 from .jobs import EmbedJob, GenerateJob, Job
 from .kv_cache import BlockPool
 
@@ -17,12 +18,40 @@ class ModelQueue:
     """The requests of one model."""
 
     entry: ModelEntry
-    pool: BlockPool | None  # of a decoder
+    pool: BlockPool | None = None  # of a decoder
+    block_bytes: int = 0  # of one block, on the fullest device
+    copy_pays: bool = False  # whether a token's KV is copied to ddr and back in less time than it takes to compute
+    blocks_per_load: int = 1  # that are copied in the time of one prefill chunk
     waiting: list[Job] = field(default_factory=list[Job])  # in order
     running: list[GenerateJob] = field(default_factory=list[GenerateJob])  # own KV blocks; in order of admission
     embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # admitted; in order
+    shares: ClientShares = field(default_factory=ClientShares)
     last_step_id: int = -1
     last_phase: Phase = "decode"
+    is_turn_of_short: bool = False  # whether the next chunk is for a prompt that it completes
+    is_saved: bool = False  # whether what is worth it has been saved since the last step
+    num_preemptions: int = 0
+
+    @staticmethod
+    def of(entry: ModelEntry, *, kv_bytes_per_s: float | None) -> ModelQueue:
+        """Returns an empty queue.
+
+        Args:
+            entry: The model.
+            kv_bytes_per_s: Rate at which KV blocks are copied to ddr and back; None where they never are.
+        """
+        if entry.kv is None:
+            return ModelQueue(entry)
+        queue = ModelQueue(entry, BlockPool(entry.kv.num_blocks, entry.kv.block_tokens))
+        queue.block_bytes = -(-max(share.kv_bytes for share in entry.shares) // entry.kv.num_blocks)
+        if kv_bytes_per_s is not None:
+            program = queue._program(queue.longest("prefill"))
+            copy_seconds = queue.block_bytes / kv_bytes_per_s
+            chunk_seconds = program.step_seconds
+            blocks_per_chunk = program.configuration.new_tokens / entry.kv.block_tokens
+            queue.copy_pays = 2 * copy_seconds * blocks_per_chunk < chunk_seconds
+            queue.blocks_per_load = max(1, int(chunk_seconds / copy_seconds))
+        return queue
 
     @property
     def is_busy(self) -> bool:
@@ -44,3 +73,6 @@ class ModelQueue:
         """Returns the configuration with the most new tokens."""
         known = (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
         return max(known, key=lambda c: c.new_tokens)
+
+    def _program(self, configuration: Configuration) -> ProgramEntry:
+        return next(program for program in self.entry.programs if program.configuration == configuration)

@@ -141,6 +141,7 @@ class Usage:
     switch_seconds: float  # of that, waiting for its model to be made hot
     time_to_first_token_seconds: float
     total_seconds: float
+    cached_tokens: int = 0  # of the prompt, that were in the KV cache
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Which model is in which tier, and what that costs in bytes.
 
 The charges are the plan's: a model in hbm costs its weights and its KV pool, and the co-resident models share one
-workspace, the largest any of them needs, for one step runs at a time. A model in ddr costs its weights. The budget is
-that of each device, and what is charged is the fullest one's bytes. It holds at every moment: bytes are charged when a
-transfer begins, not when it ends.
+workspace, the largest any of them needs, for one step runs at a time. A model in ddr costs its weights, and saved KV
+blocks what weights leave. The budget is that of each device, and what is charged is the fullest one's bytes. It holds
+at every moment: bytes are charged when a transfer begins, not when it ends.
 
 Eviction is least recently used first, among those the scheduler allows. Weights are read-only, so evicting is
 dropping: the copy below stays.
@@ -19,6 +19,7 @@ from ..compiler.bundle.placement import DeviceShare
 from ..errors import DoesNotFitError
 from .events import TierName
 from .request import Residency
+from .saved_blocks import SavedBlocks
 
 __all__ = ["ResidencyManager", "check_budget", "ddr_bytes", "hbm_bytes"]
 
@@ -117,6 +118,7 @@ class ResidencyManager:
         self._models = {model.name: model for model in models}
         self._places = {model.name: _Place() for model in models}
         self.is_tiered = tiered
+        self.saved = SavedBlocks()
 
     def residency(self, model: str) -> Residency:
         """Returns whether a model is hot, warm or cold."""
@@ -129,7 +131,11 @@ class ResidencyManager:
 
     def used_bytes(self, tier: TierName) -> int:
         """Returns the bytes charged to a tier, those on their way included."""
-        return self._charge(tier, self._holders(tier))
+        return self._charge(tier, self._holders(tier)) + (self.saved.used_bytes if tier == "ddr" else 0)
+
+    def room_for_saved(self) -> int:
+        """Returns the bytes that the weights in ddr leave to saved KV blocks."""
+        return self.budget.ddr - self._charge("ddr", self._holders("ddr"))
 
     def arrived_at(self, model: str) -> float:
         """Returns when the model came to the tier that it came to last."""

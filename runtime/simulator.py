@@ -26,8 +26,10 @@ from .events import (
     Embed,
     Event,
     GenerateWork,
+    LoadBlocks,
     Prefill,
     Request,
+    SaveBlocks,
     SequenceEntry,
     SetTimer,
     Step,
@@ -64,7 +66,7 @@ class SimExecutor:
         draw: Which token a model draws at a position of its answer; must depend on its arguments alone. Or the token
             that is always drawn, and never an end.
         step_cost: What steps take; what was measured when the target was calibrated or the bundle made by default.
-        is_broken: Whether a step or a transfer fails, at its end; none by default.
+        is_broken: Whether a step, a copy or a transfer fails, at its end; none by default.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class SimExecutor:
         *,
         draw: Draw | int,
         step_cost: StepCost | None = None,
-        is_broken: Callable[[Step | Transfer], bool] = lambda _: False,
+        is_broken: Callable[[Step | SaveBlocks | LoadBlocks | Transfer], bool] = lambda _: False,
     ) -> None:
         self._ends = {entry.name: frozenset(entry.eos_token_ids) for entry in models}
         self.step_cost = step_cost or measured_costs(models, target)
@@ -121,6 +123,14 @@ class SimExecutor:
             return [(seconds, TransferFailed(transfer_id, f"the transfer of {transfer.model} was made to fail"))]
         halfway = TransferProgressed(transfer_id, transfer.num_bytes // 2)
         return [(seconds / 2, halfway), (seconds, TransferDone(transfer_id))]
+
+    def copy_blocks(self, action: SaveBlocks | LoadBlocks) -> tuple[float, Event]:
+        """Returns how many seconds a copy of KV blocks takes, either way, and the event that ends it."""
+        link = self._target.link("ddr", "hbm")
+        seconds = link.latency_seconds + action.num_bytes / link.bandwidth_bytes_per_s
+        if self._is_broken(action):
+            return seconds, StepFailed(action.step_id, f"copy {action.step_id} of {action.model} was made to fail")
+        return seconds, StepDone(action.step_id)
 
     def _decode(self, step: Decode, num_steps: int) -> tuple[tuple[int, ...], ...]:
         """Returns what is drawn for each entry in so many steps, or up to the first that ends an answer."""
@@ -192,6 +202,10 @@ class Simulation:
             case Prefill() | Decode() | Embed():
                 rest = self._agenda[0][0] - self.now if self._agenda else float("inf")
                 seconds, event = self._executor.run(action, rest)
+                self._free_at = self.now + seconds
+                return [(self._free_at, event)]
+            case SaveBlocks() | LoadBlocks():
+                seconds, event = self._executor.copy_blocks(action)
                 self._free_at = self.now + seconds
                 return [(self._free_at, event)]
             case Transfer():

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.bundle.reader import Bundle
@@ -217,10 +217,16 @@ class Copier:
         if entry.kv is None or not isinstance(config, DecoderConfig):
             return []
         shape, dtype = pool_shape(config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
-        kind = self._target.tiers["hbm"].memory_kind
-        placement = entry.placement
-        where = [device_sharding(kind)] * config.num_layers if placement is None else placement.pool_shardings(kind)
+        where = self.pool_shardings(entry)
         return jax.block_until_ready([jnp.zeros(shape, dtype, device=sharding) for sharding in where])
+
+    def pool_shardings(self, entry: ModelEntry) -> list[Sharding]:
+        """Returns where the KV pool of each layer of a decoder is."""
+        assert isinstance(entry.config, DecoderConfig), entry.name
+        kind = self._target.tiers["hbm"].memory_kind
+        if entry.placement is not None:
+            return entry.placement.pool_shardings(kind)
+        return [device_sharding(kind)] * entry.config.num_layers
 
 
 class _Pace:

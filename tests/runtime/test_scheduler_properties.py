@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -10,9 +11,22 @@ from tiny_models import BLOCK_TOKENS, SEQUENCE, answer_of, decoder, embed, encod
 from virtual_machine import verify
 
 from plait.compiler.bundle.manifest import ModelEntry, TierBudget
-from plait.runtime.events import Decode, Embed, Evict, Prefill, Request, Transfer
+from plait.runtime.events import (
+    CopyBlocks,
+    Decode,
+    DropBlocks,
+    Embed,
+    Evict,
+    LoadBlocks,
+    Prefill,
+    Request,
+    SaveBlocks,
+    Transfer,
+)
 
 MIN_BLOCKS = SEQUENCE // BLOCK_TOKENS
+BEGINNINGS = ((1,) * 15, (*(1,) * 9, *(2,) * 6), tuple(range(1, 16)))
+BATCHING = partial(decoder, prefill_batch=2)
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,8 @@ class Scenario:
     budget: TierBudget
     tiered: bool
     decode_steps: int
+    prefill_tokens: int | None
+    kv_bytes_per_s: float | None
     queue_timeout_seconds: float | None
     arrivals: list[tuple[float, Request]]
     cancels: list[tuple[float, int]]
@@ -49,7 +65,7 @@ def least_ddr(models: list[ModelEntry]) -> int:
 def bundles(draw: st.DrawFn) -> list[ModelEntry]:
     models: list[ModelEntry] = []
     for index in range(draw(st.integers(2, 5))):
-        make = draw(st.sampled_from([decoder, decoder, encoder]))
+        make = draw(st.sampled_from([decoder, BATCHING, encoder]))
         model = make(
             f"m{index}" + "x" * index,
             weights_bytes=draw(st.integers(1, 2000)),
@@ -72,10 +88,19 @@ def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Requ
     if model.kv is None:
         lengths = tuple(draw(st.lists(st.integers(1, SEQUENCE), min_size=1, max_size=6)))
         return embed(request_id, model.name, lengths=lengths, priority=priority)
-    prompt = draw(st.integers(1, SEQUENCE - 1))
-    tokens = draw(st.integers(1, SEQUENCE - prompt))
+    length = draw(st.integers(1, SEQUENCE - 1))
+    # Most prompts begin like others', for as long as these go.
+    prompt = draw(st.sampled_from(BEGINNINGS))[:length] if draw(st.booleans()) else length
+    used = length if isinstance(prompt, int) else len(prompt)
     return generate(
-        request_id, model.name, prompt=prompt, max_tokens=tokens, seed=draw(st.integers(0, 9)), priority=priority
+        request_id,
+        model.name,
+        prompt=prompt,
+        max_tokens=draw(st.integers(1, SEQUENCE - used)),
+        seed=draw(st.integers(0, 9)),
+        priority=priority,
+        salt=draw(st.sampled_from(["", "", "", "other"])),
+        client=draw(st.sampled_from(["", "", "a", "b"])),
     )
 
 
@@ -91,6 +116,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         TierBudget(least_hbm(models) + slack, least_ddr(models) + draw(st.sampled_from([0, 500, 20_000]))),
         draw(st.booleans()),
         draw(st.integers(1, 4)),
+        draw(st.sampled_from([None, 1, 3, 4])),
+        draw(st.sampled_from([None, 10_000.0, 1e6])),
         draw(st.sampled_from([None, None, 0.05, 1.0])),
         [(draw(times), draw(requests(models, index))) for index in range(num_requests)],
         [(seconds + draw(times), index) for seconds, index in _some_requests(draw, num_requests)],
@@ -114,6 +141,8 @@ def play(scenario: Scenario):
         cancels=[(arrived[index] + seconds, index) for seconds, index in scenario.cancels],
         queue_timeout_seconds=scenario.queue_timeout_seconds,
         decode_steps=scenario.decode_steps,
+        prefill_tokens=scenario.prefill_tokens,
+        kv_bytes_per_s=scenario.kv_bytes_per_s,
         is_broken=lambda work: (work.transfer_id if isinstance(work, Transfer) else work.step_id) in scenario.broken,
     )
 
@@ -125,6 +154,8 @@ def test_every_rule_is_kept_and_every_request_ends(scenario: Scenario):
     steps = [record.item for record in records if isinstance(record.item, Prefill | Decode | Embed)]
     event("evicts from hbm" if any(isinstance(r.item, Evict) and r.item.tier == "hbm" for r in records) else "calm")
     event("recomputes" if _num_restarts(steps) else "computes once")
+    for kind in (CopyBlocks, SaveBlocks, LoadBlocks, DropBlocks):
+        event(f"{kind.__name__}: {any(isinstance(record.item, kind) for record in records)}")
     verify(records, scenario.models, scenario.budget, answer_of)
 
 

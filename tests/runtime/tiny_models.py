@@ -47,9 +47,11 @@ def decoder(
     workspace_bytes: int = 10,
     pin: str | None = None,
     step_seconds: float = 0.01,
+    prefill_batch: int = 1,
 ) -> ModelEntry:
-    """A decoder whose KV pool takes one byte a token; chunks of 4 and 8 tokens."""
+    """A decoder whose KV pool takes one byte a token; chunks of 4 and 8 tokens, and short ones of several prompts."""
     chunks = [Configuration("prefill", 1, chunk, SEQUENCE) for chunk in (4, 8)]
+    chunks += [Configuration("prefill", prefill_batch, 4, SEQUENCE)] if prefill_batch > 1 else []
     decodes = [Configuration("decode", size, 1, SEQUENCE) for size in range(1, batch + 1)]
     kv = KVPlan(BLOCK_TOKENS, num_blocks, 1, "f32")
     return _entry(name, [*chunks, *decodes], weights_bytes, workspace_bytes, pin, step_seconds, batch, kv)
@@ -113,11 +115,22 @@ def target(*, tiered: bool = True, bytes_per_s: float = 10_000.0) -> Target:
 
 
 def generate(
-    request_id: int, model: str = "chat", *, prompt: int = 3, max_tokens: int = 4, seed: int = 1, priority: int = 0
+    request_id: int,
+    model: str = "chat",
+    *,
+    prompt: int | tuple[int, ...] = 3,
+    max_tokens: int = 4,
+    seed: int = 1,
+    priority: int = 0,
+    salt: str = "",
+    client: str = "",
 ) -> Request:
-    """A request for an answer to a prompt of so many tokens."""
-    tokens = tuple(1 + (request_id + index) % (VOCAB - 1) for index in range(prompt))
-    return Request(request_id, model, GenerateWork(tokens, max_tokens, Sampling(0.0, 1.0, seed)), priority)
+    """A request for an answer to a prompt, or to one of so many tokens that begins as no other's."""
+    if isinstance(prompt, int):
+        prompt = tuple(1 + (request_id + index) % (VOCAB - 1) for index in range(prompt))
+    return Request(
+        request_id, model, GenerateWork(prompt, max_tokens, Sampling(0.0, 1.0, seed), salt), priority, client
+    )
 
 
 def embed(request_id: int, model: str = "embed", *, lengths: tuple[int, ...] = (3,), priority: int = 0) -> Request:
@@ -136,6 +149,8 @@ def run(
     cancels: list[tuple[float, int]] | None = None,
     queue_timeout_seconds: float | None = None,
     decode_steps: int = 1,
+    prefill_tokens: int | None = None,
+    kv_bytes_per_s: float | None = None,
     draw_token=draw,
     is_broken=lambda _: False,
 ) -> tuple[Record, ...]:
@@ -146,6 +161,11 @@ def run(
         tiered=tiered,
         queue_timeout_seconds=queue_timeout_seconds,
         decode_steps=decode_steps,
+        prefill_tokens=prefill_tokens,
+        kv_bytes_per_s=kv_bytes_per_s,
     )
     executor = SimExecutor(models, target(tiered=tiered), draw=draw_token, is_broken=is_broken)
-    return simulate(scheduler, executor, arrivals, cancels=cancels or (), until_seconds=1000.0)
+    records = simulate(scheduler, executor, arrivals, cancels=cancels or (), until_seconds=1000.0)
+    for queue in scheduler.queues.values():
+        assert queue.pool is None or queue.pool.num_free == queue.pool.num_blocks, f"{queue.entry.name} leaks blocks"
+    return records

@@ -3,14 +3,16 @@
 Written from the definitions, and sharing no code with the scheduler, the residency manager or the KV book-keeping: it
 knows only the manifest's numbers, the events and the actions.
 
-- Bytes: weights, KV pools and the largest workspace never pass a tier's budget.
+- Bytes: weights, KV pools, the largest workspace and saved KV blocks never pass a tier's budget.
 - Transfers: one at a time, from a tier that has the model to one that hasn't, for somebody who waits.
 - Evictions: never of a pinned or busy model, nor of one that a transfer reads from.
 - Steps: one at a time, of a hot model, within the shapes of one of its programs.
-- KV cache: whatever a step takes to be in the cache was computed there, for the same request at the same position.
+- KV cache: whatever a step takes to be in the cache was computed, after the same tokens and for the same salt, and has
+  come there by a step, or by copies of what was there. No step writes to a block that another of its sequences has.
 - Answers: the tokens that a request streams are those of the pure draw function, each once, with one end.
-- Order: in one model and class, first come is first begun.
-- Timing: what a reply says of waits and switches is what happened.
+- Order: of one client in one model and class, first come is first begun; but a prompt that a step completes may pass
+  one that needs several, and a prompt whose beginning is being computed for another may be passed.
+- Timing: what a reply says of waits, switches and cached tokens is what happened.
 """
 
 from __future__ import annotations
@@ -22,14 +24,19 @@ from plait.compiler.bundle.manifest import ModelEntry, TierBudget
 from plait.runtime.events import (
     Arrival,
     Cancel,
+    CopyBlocks,
     Decode,
+    DropBlocks,
     Embed,
+    EmbedEntry,
     EmbedWork,
     Evict,
     GenerateWork,
+    LoadBlocks,
     Prefill,
     Reply,
     Request,
+    SaveBlocks,
     SequenceEntry,
     StepDone,
     StepFailed,
@@ -41,6 +48,7 @@ from plait.runtime.simulator import Record
 
 Answer = Callable[[Request], tuple[tuple[int, ...], str]]  # the whole of it, and why it ends
 Step = Prefill | Decode | Embed
+Copy = SaveBlocks | LoadBlocks
 
 
 @dataclass
@@ -57,7 +65,9 @@ class Client:
     cold_seconds: float = 0.0  # of the wait, while the model was not in hbm
     is_gone: bool = False
     end: Reply | None = None
-    was_short: bool = False  # of KV blocks, at some time: it may have been preempted
+    was_short: bool = False  # of KV blocks, at some time, or lost them: it may have been preempted
+    cached_tokens: int = 0  # that steps took to be there, and that no step had computed for it
+    num_known: int = 0  # tokens in the cache after its last step
 
     @property
     def is_open(self) -> bool:
@@ -77,10 +87,13 @@ class VirtualMachine:
         self.budget = {"hbm": budget.hbm, "ddr": budget.ddr}
         self.answer = answer
         self.tiers: dict[str, set[str]] = {"disk": set(self.models), "ddr": set(), "hbm": set()}
-        self.cache: dict[str, dict[tuple[int, int], tuple[int, int, int]]] = {name: {} for name in self.models}
+        self.cache: dict[str, dict[tuple[int, int], int]] = {name: {} for name in self.models}  # histories by place
+        self.histories: dict[tuple[int | str, int], int] = {}  # ids by (history before or salt, token)
+        self.saved: dict[int, tuple[str, list[int]]] = {}  # by slot: model, and the histories in its block
+        self.past_slots: set[int] = set()
         self.clients: dict[int, Client] = {}
         self.transfer: Transfer | None = None
-        self.step: Step | None = None
+        self.step: Step | Copy | None = None
         self.leaving: list[str] = []  # models that left hbm just now, for a transfer that must follow
         self.failures = 0
         self.now = 0.0
@@ -89,7 +102,8 @@ class VirtualMachine:
         """Takes the next event or action in."""
         item = record.item
         self._pass_time(record.at_seconds)
-        assert not self.leaving or isinstance(item, Evict | Transfer), f"{self.leaving} evicted for nothing"
+        may_follow = isinstance(item, Evict | Transfer | DropBlocks)
+        assert not self.leaving or may_follow, f"{self.leaving} evicted for nothing"
         match item:
             case Arrival(request):
                 self._arrive(request, record.at_seconds)
@@ -103,8 +117,13 @@ class VirtualMachine:
                 self._evict(item)
             case Prefill() | Decode() | Embed():
                 self._begin_step(item)
+            case CopyBlocks() | SaveBlocks() | LoadBlocks() | DropBlocks():
+                self._see_copy(item)
             case StepDone() | StepFailed():
-                self._end_step(item)
+                if isinstance(self.step, SaveBlocks | LoadBlocks):
+                    self._end_copy(self.step, item)
+                else:
+                    self._end_step(item)
             case Reply():
                 self._reply(item)
             case _:
@@ -137,6 +156,9 @@ class VirtualMachine:
         hbm += max((s.temporary_bytes + s.output_bytes for m in hot for p in m.programs for s in p.stages), default=0)
         assert hbm <= self.budget["hbm"], f"hbm holds {hbm} bytes of {self.budget['hbm']}: {sorted(holders['hbm'])}"
         ddr = sum(self.models[name].weights_bytes for name in holders["ddr"])
+        ddr += sum(self._block_bytes(name) for name, _ in self.saved.values())
+        if isinstance(self.step, SaveBlocks):
+            ddr += len(self.step.copies) * self._block_bytes(self.step.model)
         assert ddr <= self.budget["ddr"], f"ddr holds {ddr} bytes of {self.budget['ddr']}: {sorted(holders['ddr'])}"
 
     def _begin_transfer(self, transfer: Transfer) -> None:
@@ -175,6 +197,67 @@ class VirtualMachine:
         self.tiers[evict.tier].remove(name)
         self.leaving.append(name)
 
+    # Copies of KV blocks
+
+    def _block_bytes(self, model: str) -> int:
+        kv = self.models[model].kv
+        assert kv is not None
+        return kv.block_tokens * kv.bytes_per_token
+
+    def _block_tokens(self, model: str) -> int:
+        return self._block_bytes(model) // self.models[model].kv.bytes_per_token  # type: ignore[union-attr]
+
+    def _see_copy(self, copy: CopyBlocks | Copy | DropBlocks) -> None:
+        match copy:
+            case CopyBlocks():
+                self._copy(copy)
+            case DropBlocks(slots):
+                for slot in slots:
+                    assert self.saved.pop(slot, None) or self.failures, f"{copy} of what is not there"
+            case _:
+                self._begin_copy(copy)
+
+    def _copy(self, copy: CopyBlocks) -> None:
+        assert copy.model in self.tiers["hbm"], f"{copy} of a model that is not hot"
+        cache = self.cache[copy.model]
+        for source, destination in copy.copies:
+            for offset in range(self._block_tokens(copy.model)):
+                cache.pop((destination, offset), None)
+                if (source, offset) in cache:
+                    cache[destination, offset] = cache[source, offset]
+
+    def _begin_copy(self, copy: Copy) -> None:
+        assert self.step is None, f"{copy} beside {self.step}"
+        assert copy.model in self.tiers["hbm"], f"{copy} of a model that is not hot"
+        assert copy.copies, f"{copy} copies nothing"
+        assert copy.num_bytes == len(copy.copies) * self._block_bytes(copy.model)
+        for source, destination in copy.copies:
+            if isinstance(copy, LoadBlocks):
+                assert self.saved[source][0] == copy.model, f"{copy} of another model's block"
+            else:
+                assert destination not in self.past_slots, f"{copy} to a slot that was used"
+                self.past_slots.add(destination)
+        self.step = copy
+
+    def _end_copy(self, copy: Copy, event: StepDone | StepFailed) -> None:
+        assert copy.step_id == event.step_id
+        self.step = None
+        if isinstance(event, StepFailed):
+            self._lose_pool(copy.model)
+            return
+        cache, size = self.cache[copy.model], self._block_tokens(copy.model)
+        for source, destination in copy.copies:
+            if isinstance(copy, SaveBlocks):
+                self.saved[destination] = (copy.model, [cache[source, offset] for offset in range(size)])
+            else:
+                cache.update({(destination, offset): self.saved[source][1][offset] for offset in range(size)})
+
+    def _lose_pool(self, model: str) -> None:
+        self.failures += 1
+        self.cache[model].clear()
+        for client in self._of(model):
+            client.was_short = True
+
     # Steps and the KV cache
 
     def _begin_step(self, step: Step) -> None:
@@ -190,7 +273,7 @@ class VirtualMachine:
             client = self.clients[entry.request_id]
             assert client.request.model == step.model
             assert client.is_open, f"{step} computes for {client}"
-            self._check_turn(client)
+            self._check_turn(client, is_whole=isinstance(entry, EmbedEntry) or entry.sampling is not None)
             if not client.has_begun:
                 client.has_begun, client.begun_at = True, self.now
         self.step = step
@@ -201,12 +284,29 @@ class VirtualMachine:
             for entry in step.entries:
                 self._check_sequence(step, entry)
 
-    def _check_turn(self, client: Client) -> None:
-        if client.has_begun:
+    def _check_turn(self, client: Client, *, is_whole: bool) -> None:
+        if client.has_begun or (is_whole and isinstance(client.request.work, GenerateWork)):
             return
         for other in self._of(client.request.model):
-            if other.request.priority == client.request.priority and other.serial < client.serial:
-                assert other.has_begun, f"{client.request} begins before {other.request}"
+            if other.has_begun or other.serial >= client.serial or other.request.client != client.request.client:
+                continue
+            if other.request.priority == client.request.priority:
+                assert self._is_shared(other), f"{client.request} begins before {other.request}"
+
+    def _is_shared(self, client: Client) -> bool:
+        """Whether somebody's prompt, for whom steps compute, begins like a client's."""
+        work = client.request.work
+        if not isinstance(work, GenerateWork):
+            return False
+        num_tokens = min(len(work.prompt) - 1, self._block_tokens(client.request.model))
+        return any(
+            other.has_begun
+            and isinstance(other.request.work, GenerateWork)
+            and other.request.work.salt == work.salt
+            and (*other.prompt, *other.streamed)[:num_tokens] == work.prompt[:num_tokens]
+            for other in self._of(client.request.model)
+            if other is not client
+        )
 
     def _check_embed(self, step: Embed) -> None:
         keys = [(entry.request_id, entry.index) for entry in step.entries]
@@ -220,9 +320,14 @@ class VirtualMachine:
     def _check_blocks(self, step: Prefill | Decode) -> None:
         kv = self.models[step.model].kv
         assert kv is not None
-        blocks = [block for entry in step.entries for block in entry.blocks]
-        assert len(set(blocks)) == len(blocks), f"{step}: two sequences own a block"
-        assert all(0 <= block < kv.num_blocks for block in blocks)
+        num_steps = step.max_steps if isinstance(step, Decode) else 1
+        for entry in step.entries:
+            assert len(set(entry.blocks)) == len(entry.blocks), f"{step}: a block is twice in a table"
+            assert all(0 <= block < kv.num_blocks for block in entry.blocks)
+            last = (entry.start + len(entry.tokens) + num_steps - 2) // kv.block_tokens
+            written = set(entry.blocks[entry.start // kv.block_tokens : last + 1])
+            for other in step.entries:
+                assert other is entry or written.isdisjoint(other.blocks), f"{step} writes to what another has"
 
     def _check_sequence(self, step: Prefill | Decode, entry: SequenceEntry) -> None:
         client = self.clients[entry.request_id]
@@ -239,18 +344,27 @@ class VirtualMachine:
         assert entry.sampling in (None, work.sampling)
         assert entry.num_generated == len(client.streamed)
         assert len(client.streamed) + num_steps <= work.max_tokens
+        history: int | str = work.salt
         for position in range(entry.start):
+            history = self._history(history, known[position])
             place = (entry.blocks[position // kv.block_tokens], position % kv.block_tokens)
             found = self.cache[step.model].get(place)
-            assert found == (entry.request_id, position, known[position]), f"{step}: {place} holds {found}"
+            assert found == history, f"{step}: {place} holds {found}"
+        client.cached_tokens += max(0, entry.start - client.num_known)
+        client.num_known = end
+
+    def _history(self, before: int | str, token: int) -> int:
+        """Returns the id of a sequence of tokens under a salt, by that of all but its last."""
+        return self.histories.setdefault((before, token), len(self.histories))
 
     def _end_step(self, event: StepDone | StepFailed) -> None:
         step = self.step
         assert step is not None
         assert step.step_id == event.step_id
         self.step = None
+        assert isinstance(step, Step)
         if isinstance(event, StepFailed):
-            self.failures += 1
+            self._lose_pool(step.model)
         elif isinstance(step, Embed):
             for entry in step.entries:
                 self.clients[entry.request_id].embedded.add(entry.index)
@@ -259,11 +373,17 @@ class VirtualMachine:
                 self._write(step.model, entry, (*entry.tokens, *drawn[:-1]))
 
     def _write(self, model: str, entry: SequenceEntry, tokens: tuple[int, ...]) -> None:
-        kv = self.models[model].kv
+        client, kv = self.clients[entry.request_id], self.models[model].kv
+        work = client.request.work
+        assert isinstance(work, GenerateWork)
         assert kv is not None
+        history: int | str = work.salt
+        for token in (*client.prompt, *client.streamed)[: entry.start]:
+            history = self._history(history, token)
         for position, token in enumerate(tokens, entry.start):
-            place = (entry.blocks[position // kv.block_tokens], position % kv.block_tokens)
-            self.cache[model][place] = (entry.request_id, position, token)
+            history = self._history(history, token)
+            self.cache[model][entry.blocks[position // kv.block_tokens], position % kv.block_tokens] = history
+        client.num_known = entry.start + len(tokens)
 
     # Clients
 
@@ -307,6 +427,8 @@ class VirtualMachine:
         assert reply.timing is not None
         assert (reply.timing.arrived_at, reply.timing.started_at) == (client.arrived_at, client.begun_at)
         assert abs(reply.timing.switch_seconds - client.cold_seconds) < 1e-9, f"{reply}: {client.cold_seconds}"
+        assert reply.timing.cached_tokens <= client.cached_tokens
+        assert client.was_short or reply.timing.cached_tokens == client.cached_tokens, f"{reply}: {client}"
 
 
 def _max_tokens(client: Client) -> int:

@@ -1,0 +1,159 @@
+"""What moves between the tiers: which model comes closer, and which ones make room for it.
+
+If room has to be made, idle models go first, least recently used first; if that is not enough, the models in the way
+stop admitting requests younger than the one that waits, so that they become idle. Which ones these are is settled
+once: chosen anew each time, steps in turn would change it, and none of them would ever run dry. A model that leaves
+hbm has its cached KV blocks saved first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..events import Action, DropBlocks, Evict, TierName, Transfer
+from ..jobs import Job
+from .copies import BlockCopies
+from .state import Barrier, State, TransferInFlight
+
+__all__ = ["Moves"]
+
+
+class Moves:
+    """Plans one transfer at a time.
+
+    Args:
+        state: The scheduler's memory.
+        copies: Of KV blocks, which models that leave hbm need.
+    """
+
+    def __init__(self, state: State, copies: BlockCopies) -> None:
+        self._state = state
+        self._residency = state.residency
+        self._copies = copies
+        self._barrier: Barrier | None = None  # kept until something moves, or another request comes to be first
+        self._broken: set[str] = set()  # models whose last transfer failed; tried again when asked for
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that can be brought closer before the first request has been."""
+        return self._state.transfer is None and self._next_pinned() is None and self._next_prefetch() is None
+
+    def plan(self, now: float) -> tuple[Barrier | None, list[Action]]:
+        """Decides what moves next; a barrier comes back if models in the way have to finish first."""
+        if self._state.transfer is not None:
+            return None, []
+        if self._state.is_copying:
+            return self._barrier, []
+        pinned, wanted = self._next_pinned(), self._first_held()
+        if pinned is not None:
+            actions = self._move(pinned, self._is_unused, now)
+            if actions is not None:
+                return None, actions
+        if wanted is not None:
+            return self._bring(wanted, now)
+        prefetch = self._next_prefetch()
+        actions = None if prefetch is None else self._move(prefetch, self._is_unused, now)
+        return None, actions or []
+
+    def arrived(self, model: str, now: float) -> None:
+        """Records that a transfer is done."""
+        self._residency.finish(model, now)
+        self._broken.discard(model)
+        if self._residency.is_hot(model):
+            for job in self._state.queues[model].waiting:
+                job.became_hot(now)
+
+    def failed(self, model: str) -> None:
+        """Records that a transfer has failed."""
+        self._residency.fail(model)
+        self._broken.add(model)
+
+    def _bring(self, wanted: Job, now: float) -> tuple[Barrier | None, list[Action]]:
+        """Brings the model of a held request closer."""
+        model = wanted.request.model
+        actions = self._move(model, lambda name: self._may_go_for(wanted, name), now)
+        if actions is None:
+            return self._barrier_for(wanted), []
+        if self._state.transfer is None:  # those that go are idle now and must stay so until they are saved
+            going = self._residency.victims(model, "hbm", lambda name: self._may_go_for(wanted, name))
+            self._barrier = Barrier(frozenset(going or ()), wanted.order)
+        return self._barrier, actions
+
+    def _barrier_for(self, wanted: Job) -> Barrier:
+        """Returns the barrier that makes room in hbm for a held request, least recently used models first."""
+        if self._barrier is None or self._barrier.order != wanted.order:
+            in_the_way = self._residency.victims(wanted.request.model, "hbm", lambda _: True)
+            self._barrier = Barrier(frozenset(in_the_way or ()), wanted.order)
+        return self._barrier
+
+    def _first_held(self) -> Job | None:
+        is_hot = self._residency.is_hot
+        held = (q.waiting[0] for name, q in self._state.queues.items() if q.waiting and not is_hot(name))
+        return min(held, key=lambda job: job.order, default=None)
+
+    def _next_pinned(self) -> str | None:
+        """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""
+        queues, residency = self._state.queues, self._residency
+        hbm = (n for n, q in queues.items() if q.entry.pin == "hbm" and not residency.is_hot(n))
+        ddr = (n for n, q in queues.items() if q.entry.pin == "ddr" and residency.residency(n) == "cold")
+        missing = (*hbm, *(ddr if residency.is_tiered else ()))
+        return next((name for name in missing if name not in self._broken), None)
+
+    def _next_prefetch(self) -> str | None:
+        """Returns a cold model that ddr has room for."""
+        return next(
+            (
+                name
+                for name in (self._state.queues if self._residency.is_tiered else ())
+                if self._residency.residency(name) == "cold"
+                and name not in self._broken
+                and self._residency.has_room(name, "ddr")
+            ),
+            None,
+        )
+
+    def _is_unused(self, name: str) -> bool:
+        """Whether nobody asks for a model."""
+        queue = self._state.queues[name]
+        return not queue.is_busy and not queue.waiting
+
+    def _may_go_for(self, wanted: Job, name: str) -> bool:
+        """Whether a model neither runs nor has a request that is older than `wanted`; a copy in ddr may always go."""
+        if self._residency.next_hop(wanted.request.model)[1] == "ddr":
+            return True
+        queue = self._state.queues[name]
+        return not queue.is_busy and not (queue.waiting and queue.waiting[0].order < wanted.order)
+
+    def _move(self, model: str, may_evict: Callable[[str], bool], now: float) -> list[Action] | None:
+        """Starts a model's next transfer, or the copy that must come before it.
+
+        Returns:
+            None if what may be evicted leaves too little room; no actions if a step has to end first.
+        """
+        source, destination = self._residency.next_hop(model)
+        victims = self._residency.victims(model, destination, may_evict)
+        if victims is None:
+            return None
+        unsaved = [queue for queue in map(self._state.queues.__getitem__, victims) if self._copies.has_to_save(queue)]
+        if destination == "hbm" and unsaved:
+            if self._state.step is not None:
+                return []
+            return self._copies.save_unused(unsaved[0]) or self._move(model, may_evict, now)
+        evictions = [self._evict(victim, destination, now) for victim in victims]
+        self._barrier = None
+        transfer_id = self._state.next_id()
+        self._state.transfer = TransferInFlight(transfer_id, model)
+        num_bytes = self._residency.begin(model, destination)
+        dropped = self._residency.saved.trim(self._residency.room_for_saved())
+        drops = [DropBlocks(dropped)] if dropped else []
+        return [*evictions, *drops, Transfer(transfer_id, model, source, destination, num_bytes)]
+
+    def _evict(self, model: str, tier: TierName, now: float) -> Evict:
+        self._residency.evict(model, tier)
+        if tier == "hbm":
+            queue = self._state.queues[model]
+            for job in queue.waiting:
+                job.became_cold(now)
+            if queue.pool is not None:
+                queue.pool.forget()
+        return Evict(model, tier)

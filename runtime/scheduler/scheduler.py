@@ -1,0 +1,239 @@
+"""The scheduler's front: events in, actions out. What it decides is decided by the parts that it asks.
+
+- One step computes at a time and one transfer moves at a time; the two overlap.
+- A request for a model that isn't hot is held, never refused; all requests for one missing model share one eviction
+  and one transfer. A busy model is never evicted.
+- A sequence refers to KV blocks for what it has computed or found in the cache. When the pool is empty, the youngest
+  sequence gives its blocks back, saved in ddr or not, and goes on later: no token of it is lost or repeated, for draws
+  depend on seed and position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ...compiler.bundle.manifest import ModelEntry, TierBudget
+from ..events import (
+    Action,
+    Arrival,
+    Cancel,
+    Event,
+    GenerateWork,
+    LoadBlocks,
+    Reply,
+    Request,
+    SaveBlocks,
+    SetTimer,
+    StepDone,
+    StepFailed,
+    Timer,
+    TransferDone,
+    TransferFailed,
+    TransferProgressed,
+)
+from ..jobs import EmbedJob, GenerateJob
+from ..model_queue import ModelQueue
+from ..request import FinishReason
+from ..residency import ResidencyManager
+from .admission import Admission
+from .copies import BlockCopies
+from .moves import Moves
+from .prefixes import index_blocks
+from .state import State, StepInFlight
+from .steps import StepPlanner
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """Decides; see `events.py` for the vocabulary.
+
+    Args:
+        models: The models of the bundle.
+        budget: Bytes that each tier may hold.
+        tiered: Whether ddr is a tier between disk and hbm.
+        queue_timeout_seconds: How long a request may wait for its first step; None for ever.
+        decode_steps: Most tokens that one decode action draws for each sequence.
+        prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; None: as the programs have.
+        kv_bytes_per_s: Rate at which KV blocks are copied to ddr and back; None: they never are.
+
+    Raises:
+        DoesNotFitError: if some model can never be hot within the budget.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelEntry],
+        budget: TierBudget,
+        *,
+        tiered: bool,
+        queue_timeout_seconds: float | None = None,
+        decode_steps: int = 1,
+        prefill_tokens: int | None = None,
+        kv_bytes_per_s: float | None = None,
+    ) -> None:
+        rate = kv_bytes_per_s if tiered else None
+        self.residency = ResidencyManager(models, budget, tiered=tiered)
+        self.queues = {entry.name: ModelQueue.of(entry, kv_bytes_per_s=rate) for entry in models}
+        self._queue_timeout_seconds = queue_timeout_seconds
+        self._state = State(self.residency, self.queues)
+        self._copies = BlockCopies(self._state)
+        self._moves = Moves(self._state, self._copies)
+        self._admission = Admission(self._state)
+        self._steps = StepPlanner(self._state, self._copies, decode_steps=decode_steps, prefill_tokens=prefill_tokens)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way and nothing waits."""
+        return not self._state.jobs and self._state.step is None and self._state.transfer is None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that can be brought closer before the first request has been."""
+        return self._moves.is_settled
+
+    def start(self, now: float) -> list[Action]:
+        """Returns the first actions: pinned models are made hot, the others warm as far as there is room."""
+        return self._advance(now)
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Takes an event in and returns the actions that follow from it, in the order to carry them out."""
+        actions: list[Action] = []
+        match event:
+            case Arrival(request):
+                actions += self._arrive(request, now)
+            case Cancel(request_id):
+                self._cancel(request_id)
+            case StepDone(step_id, tokens):
+                actions += self._step_done(step_id, tokens, now)
+            case StepFailed(step_id, message):
+                actions += self._step_failed(step_id, message)
+            case TransferDone(transfer_id):
+                self._moves.arrived(self._take_transfer(transfer_id), now)
+            case TransferFailed(transfer_id, message):
+                actions += self._transfer_failed(transfer_id, message)
+            case TransferProgressed():
+                pass  # for those who watch: a model is used when it has arrived whole
+            case Timer(timer_id):
+                actions += self._timed_out(timer_id)
+        return actions + self._advance(now)
+
+    def _advance(self, now: float) -> list[Action]:
+        barrier, actions = self._moves.plan(now)
+        for queue in self.queues.values():
+            actions += self._admission.admit(queue, barrier)
+        if self._state.step is None:
+            actions += self._steps.plan(now)
+        return actions
+
+    def _arrive(self, request: Request, now: float) -> Iterator[Action]:
+        order = (request.priority, self._state.next_id())
+        work = request.work
+        job = (
+            GenerateJob.of(request, work, order, now)
+            if isinstance(work, GenerateWork)
+            else EmbedJob.of(request, work, order, now)
+        )
+        self._state.jobs[request.id] = job
+        self._state.wait(job)
+        self.queues[request.model].shares.join(request.client)
+        if not self.residency.is_hot(request.model):
+            job.cold_since = now
+        if self._queue_timeout_seconds is not None:
+            yield SetTimer(request.id, now + self._queue_timeout_seconds)
+
+    def _cancel(self, request_id: int) -> None:
+        job = self._state.jobs.get(request_id)
+        if job is None:
+            return
+        if self._state.step is not None and job in self._state.step.jobs:
+            job.is_cancelled = True
+        else:
+            self._state.forget(job)
+
+    def _timed_out(self, request_id: int) -> Iterator[Action]:
+        job = self._state.jobs.get(request_id)
+        if job is None or job.started_at is not None:
+            return
+        if self._state.step is not None and job in self._state.step.jobs:
+            return  # its blocks are being loaded: its turn has come
+        self._state.forget(job)
+        waited = f"waited {self._queue_timeout_seconds} s for its first step"
+        yield Reply(job.id, failure="timeout", message=f"the request {waited}, the longest this server lets one wait")
+
+    def _step_done(self, step_id: int, tokens: tuple[tuple[int, ...], ...], now: float) -> Iterator[Action]:
+        step = self._take_step(step_id)
+        if isinstance(step.copy, SaveBlocks):
+            return
+        self.residency.touch(step.queue.entry.name, now)
+        for index, job in enumerate(step.jobs):
+            if isinstance(job, EmbedJob):
+                job.num_done += 1
+            if job.id not in self._state.jobs:
+                continue  # cancelled, seen already as the job of an earlier entry
+            if job.is_cancelled:
+                self._state.forget(job)
+            elif isinstance(job, GenerateJob):
+                if isinstance(step.copy, LoadBlocks):
+                    self._copies.loaded(step.queue, job, len(step.copy.copies))
+                else:
+                    job.num_computed += step.num_tokens[index] + max(0, len(tokens[index]) - 1)
+                    yield from self._generated(step.queue, job, tokens[index])
+            elif isinstance(job, EmbedJob) and job.num_done == len(job.sequences):
+                self._state.forget(job)
+                yield Reply(job.id, finish_reason="stop", timing=job.timing())
+
+    def _generated(self, queue: ModelQueue, job: GenerateJob, drawn: tuple[int, ...]) -> Iterator[Action]:
+        fresh: list[int] = []
+        reason: FinishReason | None = None
+        sampling = job.work.sampling
+        for token in drawn:
+            if sampling.is_end(token, queue.entry.eos_token_ids):
+                reason = "stop"
+                break
+            fresh.append(token)
+            job.tokens.append(token)
+            if job.num_generated == job.max_tokens:
+                reason = "length"  # unless an end follows at once: no step draws more than that
+        assert queue.pool is not None, queue.entry.name
+        index_blocks(queue.pool, job)
+        queue.shares.charge(job.request.client, len(fresh))
+        if reason is not None:
+            self._state.forget(job)
+            yield Reply(job.id, tuple(fresh), reason, timing=job.timing())
+        elif fresh:
+            yield Reply(job.id, tuple(fresh), timing=job.timing())
+
+    def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
+        step = self._take_step(step_id)
+        if isinstance(step.copy, SaveBlocks):
+            yield self._copies.lost(step.copy)
+        if step.queue.pool is not None:
+            step.queue.pool.forget()  # a step that failed may have taken the model's KV pool with it
+        for job in dict.fromkeys(step.jobs):
+            if not job.is_cancelled:
+                yield Reply(job.id, failure="failed", message=message)
+            self._state.forget(job)
+        for job in list(step.queue.running):
+            self._state.preempt(step.queue, job)
+
+    def _transfer_failed(self, transfer_id: int, message: str) -> Iterator[Action]:
+        model = self._take_transfer(transfer_id)
+        self._moves.failed(model)
+        for job in list(self.queues[model].waiting):
+            self._state.forget(job)
+            yield Reply(job.id, failure="failed", message=message)
+
+    def _take_step(self, step_id: int) -> StepInFlight:
+        step = self._state.step
+        assert step is not None, f"step {step_id} ended and none was under way"
+        assert step.id == step_id, f"step {step_id} ended and {step.id} was under way"
+        self._state.step = None
+        return step
+
+    def _take_transfer(self, transfer_id: int) -> str:
+        transfer = self._state.transfer
+        assert transfer is not None, f"transfer {transfer_id} ended and none was under way"
+        assert transfer.id == transfer_id, f"transfer {transfer_id} ended and {transfer.id} was under way"
+        self._state.transfer = None
+        return transfer.model

@@ -1,0 +1,168 @@
+"""What computes next: hot models with work take turns, a step each.
+
+In one model, decode steps and prefill chunks alternate, so that no answer waits for more than a chunk between two of
+its tokens; while any answer is being generated, a chunk has no more than a budget of tokens. Chunks go in turn to the
+oldest prompt and to prompts that one chunk completes, so that a long one neither keeps short ones waiting nor waits
+for ever. Several short ones share a step where the model has a program for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..events import Action, Decode, Embed, EmbedEntry, Prefill, SequenceEntry
+from ..jobs import EmbedJob, GenerateJob
+from ..model_queue import ModelQueue
+from .copies import BlockCopies
+from .prefixes import catch_up
+from .state import State, order_of
+
+__all__ = ["StepPlanner"]
+
+
+class StepPlanner:
+    """Plans one step at a time.
+
+    Args:
+        state: The scheduler's memory.
+        copies: Of blocks to and from ddr, which take the place of a step.
+        decode_steps: Most tokens that one decode action draws for each sequence.
+        prefill_tokens: Most tokens of a chunk while answers are being generated; None for no limit.
+    """
+
+    def __init__(self, state: State, copies: BlockCopies, *, decode_steps: int, prefill_tokens: int | None) -> None:
+        self._state = state
+        self._copies = copies
+        self._decode_steps = decode_steps
+        self._prefill_tokens = prefill_tokens
+
+    def plan(self, now: float) -> list[Action]:
+        """Returns the next step, if any model has work."""
+        hot = self._state.residency.is_hot
+        ready = [queue for name, queue in self._state.queues.items() if queue.has_work and hot(name)]
+        if not ready:
+            return []
+        queue = min(ready, key=lambda q: q.last_step_id)
+        return [self._embed(queue, now)] if queue.embedding else self._generate(queue, now)
+
+    def _generate(self, queue: ModelQueue, now: float) -> list[Action]:
+        pool = queue.pool
+        assert pool is not None, queue.entry.name
+        for job in queue.running:
+            if not job.is_decoding:
+                catch_up(pool, job)
+        decoding = [job for job in queue.running if job.is_decoding]
+        if decoding and (queue.last_phase == "prefill" or len(decoding) == len(queue.running)):
+            copy = self._make_room(queue, decoding)
+            if copy:
+                return copy
+            ready = [job for job in decoding if job in queue.running]
+            if ready:
+                return [self._decode(queue, ready, now)]
+        # Where all that decoded were preempted, an older prompt has their blocks: it is still there.
+        return self._prefill(queue, sorted((job for job in queue.running if not job.is_decoding), key=order_of), now)
+
+    def _make_room(self, queue: ModelQueue, decoding: Sequence[GenerateJob]) -> list[Action]:
+        """Gets decoding jobs blocks for their next token; the youngest give theirs back if need be.
+
+        Returns:
+            The copy that has to come first, if the next one to be preempted is to be saved.
+        """
+        assert queue.pool is not None, queue.entry.name
+        for job in sorted(decoding, key=order_of):
+            while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
+                youngest = max(queue.running, key=order_of)
+                copy = self._copies.save_of(queue, youngest)
+                if copy:
+                    return copy
+                self._state.preempt(queue, youngest)
+        return []
+
+    def _decode(self, queue: ModelQueue, jobs: list[GenerateJob], now: float) -> Decode:
+        assert queue.pool is not None, queue.entry.name
+        remaining = min(job.max_tokens - job.num_generated for job in jobs)
+        room = min(len(job.blocks) * queue.pool.block_tokens - job.num_computed for job in jobs)
+        configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
+        entries = tuple(_entry(job, 1) for job in jobs)
+        step_id = self._state.issue(queue, jobs, "decode", (1,) * len(jobs), now)
+        max_steps = min(self._decode_steps, remaining, room)
+        return Decode(step_id, queue.entry.name, configuration, entries, max_steps)
+
+    def _prefill(self, queue: ModelQueue, prompts: list[GenerateJob], now: float) -> list[Action]:
+        """Returns a chunk, or the copy from ddr of what would be in it.
+
+        Args:
+            queue: Of the model.
+            prompts: Jobs with more than a token to compute, in order.
+            now: The time.
+        """
+        limit = self._most_tokens(queue)
+        short = [job for job in prompts if job.num_pending <= limit]
+        first = short[0] if short and queue.is_turn_of_short else prompts[0]
+        queue.is_turn_of_short = first is prompts[0]
+        load = self._copies.load_for(queue, first)
+        if load:
+            return load
+        jobs = self._fitting(queue, [first, *(job for job in short if job is not first)] if first in short else [first])
+        wanted = min(limit, max(job.num_pending for job in jobs))
+        configuration = queue.smallest("prefill", batch=len(jobs), new_tokens=wanted) or queue.longest("prefill")
+        sizes = tuple(min(job.num_pending, configuration.new_tokens, limit) for job in jobs)
+        entries = tuple(_entry(job, size) for job, size in zip(jobs, sizes, strict=True))
+        step_id = self._state.issue(queue, jobs, "prefill", sizes, now)
+        return [Prefill(step_id, queue.entry.name, configuration, entries)]
+
+    def _most_tokens(self, queue: ModelQueue) -> int:
+        """Returns the most tokens that a chunk of a prompt may have now."""
+        longest = queue.longest("prefill").new_tokens
+        if self._prefill_tokens is None:
+            return longest
+        is_generating = any(job.is_decoding for other in self._state.queues.values() for job in other.running)
+        return min(longest, self._prefill_tokens) if is_generating else longest
+
+    def _fitting(self, queue: ModelQueue, short: list[GenerateJob]) -> list[GenerateJob]:
+        """Returns the first of some short prompts, and those after it that one program computes with it."""
+        chosen, longest = short[:1], short[0].num_pending
+        for job in short[1:]:
+            longest = max(longest, job.num_pending)
+            if queue.smallest("prefill", batch=len(chosen) + 1, new_tokens=longest) is None:
+                break
+            chosen.append(job)
+        return chosen
+
+    def _embed(self, queue: ModelQueue, now: float) -> Embed:
+        chosen: list[tuple[EmbedJob, int]] = []
+        configuration, longest = queue.longest("embed"), 0
+        for job, index in _pending(queue.embedding):
+            longest = max(longest, len(job.sequences[index]))
+            larger = queue.smallest("embed", batch=len(chosen) + 1, new_tokens=longest)
+            if larger is None:
+                break
+            configuration = larger
+            chosen.append((job, index))
+        jobs = [job for job, _ in chosen]
+        step_id = self._state.issue(queue, jobs, "embed", (0,) * len(jobs), now)
+        for job in jobs:
+            job.num_issued += 1
+        entries = tuple(EmbedEntry(job.id, index, job.sequences[index]) for job, index in chosen)
+        return Embed(step_id, queue.entry.name, configuration, entries)
+
+
+def _pending(jobs: Sequence[EmbedJob]) -> Iterator[tuple[EmbedJob, int]]:
+    """Yields the sequences that no step has been issued for, in order."""
+    for job in jobs:
+        for index in range(job.num_issued, len(job.sequences)):
+            yield job, index
+
+
+def _entry(job: GenerateJob, num_tokens: int) -> SequenceEntry:
+    sampling = job.work.sampling
+    draws = num_tokens == job.num_pending
+    return SequenceEntry(
+        request_id=job.id,
+        tokens=tuple(job.tokens[job.num_computed : job.num_computed + num_tokens]),
+        start=job.num_computed,
+        blocks=tuple(job.blocks),
+        sampling=sampling if draws else None,
+        num_generated=job.num_generated,
+        context=tuple(job.tokens) if draws and sampling.uses_context else (),
+    )
