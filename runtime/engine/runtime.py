@@ -51,6 +51,8 @@ class Runtime:
         target: Another description of this machine than the bundle's, e.g. a calibrated one.
         max_requests: Requests under way at once; further ones are refused.
         queue_timeout_seconds: How long a request may wait for its first step; None for ever.
+        prefill_tokens: Most tokens of a prompt that are computed at once while answers are being generated; None: as
+            many as the programs take.
         tool_parsers: Name of the form in which a model writes tool calls, by the model's name; by default its chat
             template tells.
         progress: Told how many of the programs are loaded.
@@ -70,6 +72,7 @@ class Runtime:
         target: Target | None = None,
         max_requests: int = 1024,
         queue_timeout_seconds: float | None = None,
+        prefill_tokens: int | None = None,
         tool_parsers: Mapping[str, str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -91,7 +94,14 @@ class Runtime:
             self.bundle.ensure_verified(relative)
         executor = JaxExecutor(self.bundle, self.target, hbm_bytes=budget.hbm)
         entries = executor.load_programs(progress or (lambda done, total: None))
-        self._scheduler = Scheduler(entries, budget, tiered=tiered, queue_timeout_seconds=queue_timeout_seconds)
+        self._scheduler = Scheduler(
+            entries,
+            budget,
+            tiered=tiered,
+            queue_timeout_seconds=queue_timeout_seconds,
+            prefill_tokens=prefill_tokens,
+            kv_bytes_per_s=self.target.link("ddr", "hbm").bandwidth_bytes_per_s if tiered else None,
+        )
         self._served = ServedModels(self.bundle, entries, tool_formats)
         clock = MonotonicClock()
         self._core = EngineCore(self._scheduler, executor, clock, self.metrics, max_requests=max_requests)
