@@ -9,7 +9,8 @@ client's requests are seen as turns, runs of requests for one model; what is for
   that of first order. It needs four equal turns before it says anything.
 
 A declaration counts like a few observations, so a workflow that nobody follows falls silent. That a client never comes
-back is an observation too. What is not clearly likelier than not is not said: a transfer for nothing takes the link from others.
+back is an observation too. Only what is clearly likelier than not is said, for a transfer for nothing takes the link
+from others.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class LookAhead:
         self._counts: dict[_Context, dict[str | None, float]] = {}  # what followed; None: nothing
         self._gaps: dict[tuple[str, str], float] = {}  # usual seconds from one model's request to the next one's
         self._clients: dict[str, _Client] = {}  # least recently seen first
+        self._nearest: list[Forecast] | None = None  # of all clients; None: to be made anew
+        self._deadline = float("inf")  # the earliest of a client that is waited for
 
     def observe(self, client: str, model: str, now: float) -> None:
         """Takes note of a request.
@@ -88,14 +91,20 @@ class LookAhead:
         if not state.turns or state.turns[-1] != model:
             self._turn(state, model, now)
         state.seen_at = now
-        state.forecasts = list(self._chain(state, now))
+        state.forecasts, self._nearest = list(self._chain(state, now)), None
         state.deadline, state.was_given_up = now + self._patience(state), False
+        self._deadline = min(self._deadline, state.deadline)
         while len(self._clients) > _MAX_CLIENTS:
             self._end(self._clients.pop(next(iter(self._clients))))
 
     def forecasts(self, now: float) -> list[Forecast]:
         """Returns the models that are about to be asked for, the nearest first, each once."""
         self._give_up(now)
+        if self._nearest is None:
+            self._nearest = self._merged()
+        return self._nearest
+
+    def _merged(self) -> list[Forecast]:
         nearest: dict[str, Forecast] = {}
         for state in self._clients.values():
             for forecast in state.forecasts:
@@ -116,15 +125,18 @@ class LookAhead:
 
     def _give_up(self, now: float) -> None:
         """Stops waiting for clients that should have been back by now."""
+        if now <= self._deadline:
+            return
         for state in self._clients.values():
             if now > state.deadline:
                 self._end(state)
+        self._deadline = min((s.deadline for s in self._clients.values() if not s.was_given_up), default=float("inf"))
 
     def _end(self, state: _Client) -> None:
         if not state.was_given_up:
             for context in state.contexts:
                 self._count(context, None, 1.0)
-        state.was_given_up, state.forecasts = True, []
+        state.was_given_up, state.forecasts, self._nearest = True, [], None
 
     def _count(self, context: _Context, model: str | None, amount: float) -> None:
         counts = self._counts.setdefault(context, {})

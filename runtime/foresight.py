@@ -1,0 +1,96 @@
+"""What the stream of requests says about the models: whom to evict, and whom to fetch before anybody asks.
+
+Joins the order of victims (`eviction.py`) with the look-ahead (`workflow.py`) and the costs of the links. What a model
+costs to come back is what its next hops take; where no links are given, all are alike and only bytes count.
+
+A model is fetched ahead if that gains more than it costs, in seconds: with its chance the stall of its transfer is
+gained, and with the rest the link was taken for nothing and the victims have to come back. That they go is no cost if
+the model does come, for then they would have had to go anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ..compiler.target import Link
+from .events import Request, TierName
+from .eviction import EvictionPolicy, Stake
+from .model_queue import ModelQueue
+from .residency import ResidencyManager
+from .workflow import Forecast, LookAhead
+
+__all__ = ["Foresight"]
+
+
+class Foresight:
+    """Knows the models' requests, past and to come.
+
+    Args:
+        queues: Of each model, by name.
+        residency: Where the models are.
+        workflows: Declared cycles of models, by name.
+        links: Of the target, by `source->destination`; empty: each moves a byte in a second.
+    """
+
+    def __init__(
+        self,
+        queues: Mapping[str, ModelQueue],
+        residency: ResidencyManager,
+        *,
+        workflows: Sequence[Sequence[str]] = (),
+        links: Mapping[str, Link] | None = None,
+    ) -> None:
+        self._queues = queues
+        self._residency = residency
+        self._links = links or {}
+        self._policy = EvictionPolicy(list(queues))
+        self._look_ahead = LookAhead(workflows)
+
+    def observe(self, request: Request, now: float) -> None:
+        """Takes note of a request that has come in."""
+        self._policy.observe(request.model, request.priority)
+        self._look_ahead.observe(request.client, request.model, now)
+
+    def order(self, tier: TierName, may_evict: Callable[[str], bool], now: float) -> list[str]:
+        """Returns the models that may be evicted from a tier, in the order in which they should go.
+
+        Those that are about to be asked for go after the others, those with requests after these, busy ones last.
+        """
+        steps = {forecast.model: forecast.steps for forecast in self._look_ahead.forecasts(now)}
+        for name, queue in self._queues.items():
+            if queue.is_busy or queue.waiting:
+                steps[name] = -1 if queue.is_busy else 0
+        return self._policy.order({name: self._stake(name, tier) for name in self._queues if may_evict(name)}, steps)
+
+    def next_wanted(self, now: float) -> Forecast | None:
+        """Returns the nearest model that is about to be asked for and is not hot."""
+        forecasts = self._look_ahead.forecasts(now)
+        return next((forecast for forecast in forecasts if not self._residency.is_hot(forecast.model)), None)
+
+    def is_later(self, name: str, forecast: Forecast, now: float) -> bool:
+        """Whether a model is not about to be asked for, or only after another one."""
+        steps = (other.steps for other in self._look_ahead.forecasts(now) if other.model == name)
+        return all(number > forecast.steps for number in steps)
+
+    def is_worth(self, forecast: Forecast, victims: Iterable[str]) -> bool:
+        """Whether to fetch a model ahead in the place of others."""
+        gained = self._reload_seconds(forecast.model)
+        lost = gained + sum(map(self._reload_seconds, victims))
+        return forecast.chance * gained > (1 - forecast.chance) * lost
+
+    def _stake(self, name: str, tier: TierName) -> Stake:
+        entry = self._queues[name].entry
+        if tier == "hbm":
+            return Stake(entry.resident_bytes, self._reload_seconds(name))
+        return Stake(entry.moved_bytes, self._seconds(name, "disk", "ddr"))
+
+    def _reload_seconds(self, name: str) -> float:
+        """Returns how long a model that is not in hbm takes to come there."""
+        hop = self._residency.next_hop(name)
+        rest = self._seconds(name, "ddr", "hbm") if hop == ("disk", "ddr") else 0.0
+        return self._seconds(name, *hop) + rest
+
+    def _seconds(self, name: str, source: TierName, destination: TierName) -> float:
+        num_bytes = self._queues[name].entry.moved_bytes
+        link = self._links.get(f"{source}->{destination}")
+        return num_bytes if link is None else link.latency_seconds + num_bytes / link.bandwidth_bytes_per_s
