@@ -23,7 +23,7 @@ _DIGEST_BYTES = 16
 
 def root_digest(salt: str) -> bytes:
     """Returns what the digests of a salt's sequences begin from: other salts never share a block."""
-    return hashlib.blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(salt.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
 def chain_digest(parent: bytes, tokens: Sequence[int]) -> bytes:

@@ -91,7 +91,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How an answer is drawn from a model. None means the model's own default."""
+    """How an answer is drawn from a model, and when. None means the model's own default."""
 
     max_tokens: int | None = None  # None: until the context is full
     temperature: float | None = None  # 0 is greedy
@@ -112,6 +112,9 @@ class SamplingParams:
     logprobs: int | None = None  # 0: logarithms of the drawn tokens' probabilities; k: of the k likeliest as well
     structure: Structure | None = None  # what the answer must look like; it ends when it is complete
     tools: ToolUse | None = None  # a conversation's prompt describes them; the answer may be calls
+    priority: int = 0  # class; a lower number goes first
+    client: str = ""  # whose the request is: clients of a class get the same share
+    cache_salt: str = ""  # what is cached of the prompt and the answer is shared with requests of the same salt only
 
 
 @dataclass(frozen=True)

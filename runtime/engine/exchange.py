@@ -35,9 +35,9 @@ class Exchange:
         """Returns the engine's time in seconds."""
         return self._clock.now()
 
-    def request(self, model: str, work: GenerateWork | EmbedWork) -> Request:
+    def request(self, model: str, work: GenerateWork | EmbedWork, *, priority: int = 0, client: str = "") -> Request:
         """Returns a request of its own number."""
-        return Request(next(self._ids), model, work)
+        return Request(next(self._ids), model, work, priority, client)
 
     def outcomes(self, request: Request) -> Generator[Outcome, None, None]:
         """Yields what comes of a request for as long as the generator is open; closing it ends the request.

@@ -76,9 +76,10 @@ class Generation:
                 f"{entry.name!r} has a context of {entry.sequence}: shorten the prompt or lower max_tokens"
             )
         _check_sampling(params, entry.config.vocab_size, room)
-        work = GenerateWork(tuple(prompt), params.max_tokens or room, _sampling(served, params))
+        work = GenerateWork(tuple(prompt), params.max_tokens or room, _sampling(served, params), salt=params.cache_salt)
         answer = served.read_answer(prompt, params, self._exchange.now())
-        return self._exchange.request(entry.name, work), answer
+        request = self._exchange.request(entry.name, work, priority=params.priority, client=params.client)
+        return request, answer
 
     def _piece(self, request: Request, answer: Answer, outcome: Outcome) -> Piece | None:
         piece = answer.push(outcome.reply, self._exchange.now(), outcome.logprobs)

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from ..request import Usage as EngineUsage
 from .engine import engine_of, require_capability
-from .generation import Answering, answer, collect, total_usage
+from .generation import Answering, answer, collect, of_key, total_usage
 from .requests import ChatRequest
 from .responses import (
     ChatChoice,
@@ -38,7 +38,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     """Answers a conversation, at once or as it is generated (`stream`)."""
     engine = engine_of(request)
     model = require_capability(engine, body.model, "chat").name
-    params = body.sampling()
+    params = of_key(body.sampling(), request)
     prompt = await asyncio.to_thread(engine.chat_prompt, model, body.conversation(), params.tools)
     answering = answer(engine, model, [prompt], params, num_choices=body.num_choices, param="messages")
     head = ChatChunk(

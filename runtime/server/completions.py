@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..request import Usage as EngineUsage
 from .engine import Engine, engine_of, require_capability
-from .generation import Answering, answer, collect, total_usage
+from .generation import Answering, answer, collect, of_key, total_usage
 from .requests import CompletionRequest
 from .responses import (
     Completion,
@@ -37,7 +37,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     engine = engine_of(request)
     model = require_capability(engine, body.model, "completion").name
     prompts = await asyncio.to_thread(token_lists, engine, model, body.prompts())
-    answering = answer(engine, model, prompts, body.sampling(), num_choices=body.num_choices, param="prompt")
+    params = of_key(body.sampling(), request)
+    answering = answer(engine, model, prompts, params, num_choices=body.num_choices, param="prompt")
     head = CompletionChunk(
         id=new_id("cmpl"),
         created=now(),

@@ -12,12 +12,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from fastapi import Request
+
 from ...errors import ContextLengthError
 from ..request import FinishReason, Piece, SamplingParams, TokenLogprobs, ToolCall, ToolCallDelta, Usage
 from ..tool_calls import whole_calls
 from .engine import Engine
 
-__all__ = ["Answer", "Answering", "answer", "collect", "total_usage"]
+__all__ = ["Answer", "Answering", "answer", "collect", "of_key", "total_usage"]
 
 Answering = AsyncGenerator[tuple[int, Piece], None]  # (index of the answer, piece of it)
 
@@ -119,6 +121,19 @@ async def collect(answering: Answering, num_answers: int) -> list[Answer]:
     ]
 
 
+def of_key(params: SamplingParams, request: Request) -> SamplingParams:
+    """Returns parameters under which clients with different API keys share neither a cache nor a turn."""
+    key = getattr(request.state, "key_id", None)
+    if key is None:
+        return params
+    return dataclasses.replace(params, client=f"{key}/{params.client}", cache_salt=f"{key}/{params.cache_salt}")
+
+
+def _cached_tokens(cached: Sequence[int], num_choices: int) -> int:
+    """Returns how many tokens of the prompts were in the cache: of several choices of one, in that of the first."""
+    return min(cached) if len(cached) == num_choices else sum(cached) // num_choices
+
+
 def total_usage(usages: Sequence[Usage], num_choices: int = 1) -> Usage:
     """Returns what answers that ran together cost: tokens are summed, times are those of the slowest.
 
@@ -133,4 +148,5 @@ def total_usage(usages: Sequence[Usage], num_choices: int = 1) -> Usage:
         switch_seconds=max(usage.switch_seconds for usage in usages),
         time_to_first_token_seconds=max(usage.time_to_first_token_seconds for usage in usages),
         total_seconds=max(usage.total_seconds for usage in usages),
+        cached_tokens=_cached_tokens([usage.cached_tokens for usage in usages], num_choices),
     )

@@ -73,14 +73,21 @@ def _request_id(headers: Headers) -> str:
 
 
 class ApiKeys:
-    """Lets only requests with one of the keys pass; with no keys, all. Probes and metrics are always open."""
+    """Lets only requests with one of the keys pass; with no keys, all. Probes and metrics are always open.
+
+    Which key it was is in `request.state.key_id`.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS or self._knows(scope):
+        is_open = scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS
+        number = None if is_open else self._number(scope)
+        if number is not None:
+            scope.setdefault("state", {})["key_id"] = str(number)
+        if is_open or number is not None:
             await self._app(scope, receive, send)
             return
         body = ErrorBody(
@@ -92,12 +99,13 @@ class ApiKeys:
         )
         await error_response(401, body, {"www-authenticate": "Bearer"})(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    def _number(self, scope: Scope) -> int | None:
+        """Returns which of the keys a request has."""
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         sent = key.strip().encode("latin-1")
         # All keys are compared, each in constant time, so that timing tells nothing.
         matches = [secrets.compare_digest(sent, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
 
 
 class BodyLimit:

@@ -96,6 +96,7 @@ class Usage(BaseModel):
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
             time_to_first_token=usage.time_to_first_token_seconds,
             total_latency=usage.total_seconds,
             completion_tokens_per_sec=_rate(usage.completion_tokens, usage.total_seconds),

@@ -82,8 +82,10 @@ class GenerationRequest(Structured):
     min_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=_MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
+    priority: Annotated[int, Field(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None  # a lower number goes first
+    cache_salt: NonEmptyText | None = None  # only requests with the same one share what is cached
 
-    user: Text | None = None  # without effect on the answer
+    user: Text | None = None  # gets the same share as others do; without effect on the answer
 
     @field_validator("stream_options")
     @classmethod
@@ -120,6 +122,9 @@ class GenerationRequest(Structured):
             min_tokens=self.min_tokens or 0,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
+            priority=self.priority or 0,
+            client=self.user or "",
+            cache_salt=self.cache_salt or "",
             logprobs=logprobs,
             structure=self.structure(),
         )
