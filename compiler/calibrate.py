@@ -28,7 +28,7 @@ from .executable import device_sharding
 from .target import Link, Target, Tier
 from .target_sources import with_sources
 
-__all__ = ["NUM_MEASUREMENTS", "CalibrationSizes", "calibrate"]
+__all__ = ["NUM_MEASUREMENTS", "CalibrationSizes", "calibrate", "measured_when"]
 
 NUM_MEASUREMENTS = 5  # steps that `progress` is told of
 _ALIGNMENT = 64  # bytes
@@ -86,10 +86,7 @@ def calibrate(
     if num_devices is not None:
         network = calibrate_network(network, num_devices, num_runs=3 * chosen.num_runs)
     report(5)
-    when = (
-        f"measured by `plait calibrate` on {date.today().isoformat()} with jax {jax.__version__} "
-        f"on {os.cpu_count()} CPUs"
-    )
+    when = measured_when()
     measured = dataclasses.replace(
         base,
         name=f"{base.name.removesuffix('-calibrated')}-calibrated",
@@ -103,6 +100,12 @@ def calibrate(
         source=f"{when}; disk links on a file in the page cache",
     )
     return with_sources(measured, base, _sources(measured, when))
+
+
+def measured_when() -> str:
+    """Returns the source of a number that is measured now."""
+    today = date.today().isoformat()
+    return f"measured by `plait calibrate` on {today} with jax {jax.__version__} on {os.cpu_count()} CPUs"
 
 
 def _sources(measured: Target, when: str) -> dict[str, str]:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from plait import load
 from plait.compiler import calibrate as calibration
 from plait.compiler.calibrate import CalibrationSizes
 from plait.compiler.target import load_target
+from plait.compiler.target_sources import source_of
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +41,32 @@ def test_a_file_that_cannot_be_written_is_one_line(plait, tmp_path: Path) -> Non
 
 def test_an_unknown_target_is_one_line(plait) -> None:
     assert "unknown target 'tpu'" in plait("calibrate", "--target", "tpu").complaint()
+
+
+def test_a_bundle_s_programs_and_its_serving_are_in_the_target(plait, tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    outcome = plait("calibrate", "--bundle", tiny_bundle, "-o", file)
+    assert (outcome.code, outcome.err) == (0, "")
+    target = load_target(file)
+    serving = target.serving
+    assert serving is not None
+    assert serving.request_seconds > 0
+    assert serving.step_seconds + serving.sequence_seconds > 0
+    assert serving.pool_bytes_per_s is not None
+    programs = {
+        f"{entry.name}/{p.configuration.id}" for entry in load(tiny_bundle).manifest.models for p in entry.programs
+    }
+    assert set(serving.programs) == programs
+    assert all(found.seconds + found.context_seconds > 0 for found in serving.programs.values())
+    assert "bundle 'tiny', run and served" in source_of(target, "serving.step_seconds")
+    options = ("--rate", 5, "--limit", 5, "--input-tokens", 8, "--output-tokens", 4, "--json")
+    data = plait("simulate", "trace", tiny_bundle, "--target", file, *options).data
+    assert (data["answered"], data["costs"]) == (5, "steps as calibrated")
+    assert data["ttft_seconds"]["p50"] >= serving.request_seconds
+
+
+def test_a_bundle_that_generates_nothing_is_one_line(plait, bundle_file: Path) -> None:
+    assert plait("bundle", bundle_file).code == 0
+    made = bundle_file.parent / "small.plait"
+    assert "no model of this bundle generates text" in plait("calibrate", "--bundle", made).complaint()
+    assert "is not a plait bundle" in plait("calibrate", "--bundle", bundle_file.parent).complaint()

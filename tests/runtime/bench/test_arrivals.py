@@ -172,3 +172,9 @@ def test_prompts_have_their_length_and_no_beginning_in_common() -> None:
     prompts = [random_prompt(64, generator).split() for _ in range(200)]
     assert {len(prompt) for prompt in prompts} == {64}
     assert len({tuple(prompt[:8]) for prompt in prompts}) == 200
+
+
+def test_the_example_s_trace_is_read() -> None:
+    found = read_trace(Path(__file__).parents[3] / "examples" / "arrivals.csv", MIX)
+    assert len(found) == 60
+    assert {arrival.model for arrival in found} == {"a", "b"}

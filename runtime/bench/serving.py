@@ -1,0 +1,141 @@
+"""What a served bundle takes beside its programs: the host's part of a step, of a token and of a request.
+
+Answers of several numbers of clients at once are asked of a server, each model alone. A decode step's period is the
+time from token to token of the answer that began last, for no prompt interrupts it. What that is above the program's
+own time is `step_seconds` and, for each answer under way, `sequence_seconds`: the line that fits best. What the first
+token of a short prompt takes above its steps is `request_seconds`. Client and server share the machine, as in a
+benchmark: the client's part of a token is in these numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import httpx
+
+from ...compiler.bundle.manifest import ModelEntry
+from ...compiler.configuration import Configuration
+from ...compiler.target import ProgramSeconds, Serving
+from ...errors import ConfigurationError
+from .client import Endpoint, Reply, ask, connect
+from .programs import ProgramTimes
+from .prompts import random_prompt
+
+__all__ = ["measure_serving"]
+
+_AT_ONCE = (1, 2, 3, 4, 6, 8, 12, 16)
+_PROMPT_WORDS = 8
+_MOST_TOKENS = 64  # of an answer
+_NUM_RUNS = 3
+_NUM_FIRST_TOKENS = 9  # requests that the median is of
+
+
+def measure_serving(
+    url: str,
+    models: Sequence[ModelEntry],
+    times: ProgramTimes,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Serving:
+    """Measures a server that nobody else asks anything.
+
+    Args:
+        url: Of a server of the bundle.
+        models: Of the bundle; one at least generates text.
+        times: What its programs take.
+        progress: Told how many measurements of how many are done.
+
+    Raises:
+        ConfigurationError: if the server fails to answer.
+    """
+    decoders = [entry for entry in models if entry.kv is not None]
+    return asyncio.run(_measure(url, decoders, times, progress or (lambda done, total: None)))
+
+
+async def _measure(
+    url: str, decoders: Sequence[ModelEntry], times: ProgramTimes, progress: Callable[[int, int], None]
+) -> Serving:
+    endpoint = Endpoint("completions", ignores_eos=True)
+    runs = [(entry, count) for entry in decoders for count in _AT_ONCE if count <= entry.batch]
+    points: list[tuple[int, float]] = []
+    firsts: list[float] = []
+    async with connect(url, endpoint, None) as http:
+        for done, (entry, count) in enumerate(runs):
+            if count == 1:
+                firsts += await _first_tokens(http, endpoint, entry, times.programs)
+            for _ in range(_NUM_RUNS):
+                points.append((count, await _beside_decode(http, endpoint, entry, count, times.programs)))
+            progress(done + 1, len(runs))
+    step_seconds, sequence_seconds = _line(points)
+    return Serving(
+        step_seconds=step_seconds,
+        sequence_seconds=sequence_seconds,
+        request_seconds=max(0.0, statistics.median(firsts) - step_seconds - sequence_seconds),
+        pool_bytes_per_s=times.pool_bytes_per_s,
+        programs=times.programs,
+    )
+
+
+async def _first_tokens(
+    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, programs: Mapping[str, ProgramSeconds]
+) -> list[float]:
+    """Returns what first tokens took above the program of their prefill; the model is hot from the first request on."""
+    seconds: list[float] = []
+    for _ in range(_NUM_FIRST_TOKENS + 1):
+        reply = await _ask(http, endpoint, entry, 1)
+        assert reply.ttft_seconds is not None, reply
+        shapes = _smallest(entry, "prefill", 1, reply.input_tokens or _PROMPT_WORDS)
+        seconds.append(reply.ttft_seconds - programs[f"{entry.name}/{shapes.id}"].seconds)
+    return seconds[1:]
+
+
+async def _beside_decode(
+    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, count: int, programs: Mapping[str, ProgramSeconds]
+) -> float:
+    """Returns what a decode step with so many answers under way takes above its program."""
+    assert entry.kv is not None, entry.name
+    room = min(entry.sequence, entry.kv.num_blocks // count * entry.kv.block_tokens)
+    num_tokens = max(2, min(_MOST_TOKENS, room // 2))
+    asked = (_ask(http, endpoint, entry, num_tokens) for _ in range(count))
+    replies = await asyncio.gather(*asked)
+    last = max(replies, key=lambda reply: reply.ttft_seconds or 0.0)
+    shapes = _smallest(entry, "decode", count, 1)
+    program = programs[f"{entry.name}/{shapes.id}"]
+    context = min((last.input_tokens or 0) + num_tokens / 2, shapes.context)
+    assert last.tpot_seconds is not None, last
+    return last.tpot_seconds - program.seconds - program.context_seconds * context / shapes.context
+
+
+async def _ask(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, num_tokens: int) -> Reply:
+    prompt = random_prompt(_PROMPT_WORDS, random.Random())
+    reply = await ask(http, endpoint, entry.name, prompt, num_tokens)
+    if reply.failure is not None:
+        raise ConfigurationError(f"the server failed to answer for model {entry.name!r}: {reply.failure}")
+    return reply
+
+
+def _smallest(entry: ModelEntry, phase: str, batch: int, new_tokens: int) -> Configuration:
+    """Returns the configuration that such a step has, the one with most new tokens if none holds them."""
+    known = [program.configuration for program in entry.programs if program.configuration.phase == phase]
+    fitting = [shapes for shapes in known if shapes.batch >= batch and shapes.new_tokens >= new_tokens]
+    return min(fitting or known, key=lambda shapes: (shapes.batch * shapes.new_tokens, shapes.batch))
+
+
+def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Returns height at 0 and slope, neither below 0, of the line that comes closest to some points (x, y).
+
+    >>> _line([(1, 3.0), (2, 4.0), (4, 6.0)])
+    (2.0, 1.0)
+    """
+    xs, ys = zip(*points, strict=True)
+    if len(set(xs)) > 1:
+        slope, height = statistics.linear_regression(xs, ys)
+        if slope < 0:
+            return max(0.0, statistics.fmean(ys)), 0.0
+        if height >= 0:
+            return height, slope
+    through_origin = sum(x * y for x, y in points) / sum(x * x for x in xs)
+    return 0.0, max(0.0, through_origin)
