@@ -90,6 +90,12 @@ def trace(
     queue_timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
     ] = None,
+    prefill_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--prefill-tokens", min=1, metavar="N", help="Most of a prompt at once while others are answered."
+        ),
+    ] = None,
     warm_up: Annotated[bool, typer.Option("--warm-up", help="Ask each model once before, as `bench serve`.")] = False,
     perfetto: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write steps and transfers for ui.perfetto.dev.")
@@ -127,6 +133,7 @@ def trace(
             machine,
             asked,
             decode_steps=decode_steps,
+            prefill_tokens=prefill_tokens,
             queue_timeout_seconds=queue_timeout,
             warm_up=models if warm_up else (),
             observe=timeline.see if timeline else None,

@@ -31,6 +31,7 @@ class Machine:
     step_cost: StepCost
     step_watts: StepPower | None  # None: the target says nothing of power
     source: str  # of the costs, for people
+    workflows: tuple[tuple[str, ...], ...] = ()  # models that are asked for one after the other
 
     @property
     def idle_watts(self) -> float | None:
@@ -57,5 +58,6 @@ def machine_of_bundle(manifest: Manifest, target: Target | None, budget: TierBud
         target=chosen,
         step_cost=measured_costs(manifest.models, chosen),
         step_watts=None if power is None else lambda step: power.peak_watts * chosen.num_devices,
+        workflows=tuple(manifest.workflows.values()),
         source="steps as calibrated" if calibrated else "steps as measured when the bundle was made, the host's not",
     )

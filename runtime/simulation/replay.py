@@ -25,10 +25,12 @@ from ..events import (
     EmbedWork,
     Event,
     GenerateWork,
+    LoadBlocks,
     Prefill,
     Reply,
     Request,
     Sampling,
+    SaveBlocks,
     Step,
     StepDone,
     StepFailed,
@@ -63,6 +65,7 @@ class Replayed:
     arrivals: Counter[Residency] = field(default_factory=Counter[Residency])  # by where the model was
     transfers: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])  # by source, destination
     moved_bytes: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])  # of the fullest device
+    moved_kv_bytes: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])  # likewise, of KV blocks
     prompt_tokens: int = 0  # of requests that began to generate
     cached_tokens: int = 0  # of them that were in the KV cache already
     num_steps: Counter[str] = field(default_factory=Counter[str])  # by phase, each decode step by itself
@@ -88,6 +91,7 @@ def replay(
     asked: Sequence[Asked],
     *,
     decode_steps: int = 1,
+    prefill_tokens: int | None = None,
     queue_timeout_seconds: float | None = None,
     warm_up: Sequence[str] = (),
     observe: Observer | None = None,
@@ -99,6 +103,7 @@ def replay(
         machine: Where.
         asked: The trace, in the order of time, of models of the machine by name or alias.
         decode_steps: Most tokens of an answer between two decisions of the scheduler; a server decides after each.
+        prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; as the programs by default.
         queue_timeout_seconds: How long a request may wait for its first step; for ever by default.
         warm_up: Models that are asked once before, one after the other.
         observe: Told every event and action, those before the trace too, with the simulated time.
@@ -107,12 +112,15 @@ def replay(
     Raises:
         DoesNotFitError: if some model can never be hot within the budget.
     """
+    is_tiered = machine.target.kind == "tiered"
     scheduler = Scheduler(
         machine.models,
         machine.budget,
-        tiered=machine.target.kind == "tiered",
+        tiered=is_tiered,
         queue_timeout_seconds=queue_timeout_seconds,
         decode_steps=decode_steps,
+        prefill_tokens=prefill_tokens,
+        kv_bytes_per_s=machine.target.link("ddr", "hbm").bandwidth_bytes_per_s if is_tiered else None,
     )
     executor = SimExecutor(machine.models, machine.target, draw=_TOKEN, step_cost=machine.step_cost)
     return _Replay(machine, scheduler, executor, observe, progress or (lambda done: None)).play(asked, warm_up)
@@ -211,6 +219,10 @@ class _Replay:
                 way = item.source, item.destination
                 self._found.transfers[way] += 1
                 self._found.moved_bytes[way] += item.num_bytes
+            case SaveBlocks():
+                self._found.moved_kv_bytes["hbm", "ddr"] += item.num_bytes
+            case LoadBlocks():
+                self._found.moved_kv_bytes["ddr", "hbm"] += item.num_bytes
 
     def _begin_step(self, step: Step) -> None:
         if isinstance(step, Decode):
@@ -224,7 +236,7 @@ class _Replay:
 
     def _end_step(self, item: StepDone | StepFailed, now: float) -> None:
         if item.step_id not in self._steps:
-            return  # a copy that the engine waited for
+            return  # a copy of KV blocks
         step, began = self._steps.pop(item.step_id)
         is_decode = isinstance(step, Decode) and isinstance(item, StepDone)
         self._found.num_steps[step.configuration.phase] += len(item.tokens[0]) if is_decode else 1  # type: ignore[union-attr]

@@ -48,6 +48,7 @@ class TraceReport:
             "switches": self.num_switches,
             "arrivals": {name: found.arrivals[name] for name in ("hot", "warm", "cold")},
             "moved_bytes": {_way(way): size for way, size in sorted(found.moved_bytes.items())},
+            "moved_kv_bytes": {_way(way): size for way, size in sorted(found.moved_kv_bytes.items())},
             "transfers": {_way(way): count for way, count in sorted(found.transfers.items())},
             "prefix_cache": {"prompt_tokens": found.prompt_tokens, "hit_tokens": found.cached_tokens},
             "steps": dict(sorted(found.num_steps.items())),
@@ -67,6 +68,10 @@ class TraceReport:
         moved = [
             ("moved", f"{format_bytes(found.moved_bytes[way])} {_way(way)} in {count} transfers")
             for way, count in sorted(found.transfers.items())
+        ]
+        moved += [
+            ("moved", f"{format_bytes(size)} of KV blocks {_way(way)}")
+            for way, size in sorted(found.moved_kv_bytes.items())
         ]
         facts: list[tuple[str, object]] = [
             ("machine", f"{self.machine.name} on {self.machine.target.name}, {self.machine.source}"),

@@ -18,8 +18,11 @@ from ..events import (
     Embed,
     Event,
     Evict,
+    LoadBlocks,
     Prefill,
     Reply,
+    SaveBlocks,
+    Step,
     StepDone,
     StepFailed,
     Transfer,
@@ -45,13 +48,13 @@ class Timeline:
 
     models: Sequence[str]
     _events: list[tuple[float, TraceEvent]] = field(default_factory=list)  # with microseconds
-    _begun: dict[int, tuple[float, Prefill | Decode | Embed | Transfer]] = field(default_factory=dict)
+    _begun: dict[int, tuple[float, Step | SaveBlocks | LoadBlocks | Transfer]] = field(default_factory=dict)
     _num_open: int = 0
 
     def see(self, seconds: float, item: Event | Action) -> None:
         """Notes an event or an action, and the simulated time."""
         match item:
-            case Prefill() | Decode() | Embed():
+            case Prefill() | Decode() | Embed() | SaveBlocks() | LoadBlocks():
                 self._begun[item.step_id] = seconds, item
             case Transfer():
                 self._begun[item.transfer_id] = seconds, item
@@ -81,14 +84,15 @@ class Timeline:
         return 1 + self.models.index(model)
 
     def _end(self, number: int, seconds: float, how: str) -> None:
-        if number not in self._begun:
-            return  # a copy that the engine waited for
         began, item = self._begun.pop(number)
-        if isinstance(item, Transfer):
-            name, arguments = f"{item.source}->{item.destination}{how}", {"bytes": item.num_bytes}
-        else:
-            name, arguments = f"{item.configuration.phase}{how}", {"sequences": len(item.entries)}
-        track = 2 if isinstance(item, Transfer) else 1
+        match item:
+            case Transfer():
+                track, name, arguments = 2, f"{item.source}->{item.destination}{how}", {"bytes": item.num_bytes}
+            case SaveBlocks() | LoadBlocks():
+                verb = "save" if isinstance(item, SaveBlocks) else "load"
+                track, name, arguments = 1, f"{verb} KV blocks{how}", {"bytes": item.num_bytes}
+            case _:
+                track, name, arguments = 1, f"{item.configuration.phase}{how}", {"sequences": len(item.entries)}
         more: TraceEvent = {"dur": (seconds - began) * _MICROSECONDS, "args": arguments}
         self._add(began, item.model, track, "X", name, more)
 
