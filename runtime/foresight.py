@@ -28,7 +28,7 @@ class Foresight:
     Args:
         queues: Of each model, by name.
         residency: Where the models are.
-        workflows: Declared cycles of models, by name.
+        workflows: Declared cycles of models, by name or alias; one with a model that is not here is left out.
         links: Of the target, by `source->destination`; empty: each moves a byte in a second.
     """
 
@@ -37,14 +37,16 @@ class Foresight:
         queues: Mapping[str, ModelQueue],
         residency: ResidencyManager,
         *,
-        workflows: Sequence[Sequence[str]] = (),
+        workflows: Iterable[Sequence[str]] = (),
         links: Mapping[str, Link] | None = None,
     ) -> None:
         self._queues = queues
         self._residency = residency
         self._links = links or {}
         self._policy = EvictionPolicy(list(queues))
-        self._look_ahead = LookAhead(workflows)
+        names = {known: name for name, queue in queues.items() for known in (name, *queue.entry.aliases)}
+        cycles = [[names[step] for step in steps] for steps in workflows if names.keys() >= set(steps)]
+        self._look_ahead = LookAhead(cycles)
 
     def observe(self, request: Request, now: float) -> None:
         """Takes note of a request that has come in."""

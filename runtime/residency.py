@@ -5,13 +5,13 @@ workspace, the largest any of them needs, for one step runs at a time. A model i
 blocks what weights leave. The budget is that of each device, and what is charged is the fullest one's bytes. It holds
 at every moment: bytes are charged when a transfer begins, not when it ends.
 
-Eviction is least recently used first, among those the scheduler allows. Weights are read-only, so evicting is
-dropping: the copy below stays.
+Whom to evict first is the scheduler's to say (`foresight.py`). Weights are read-only, so evicting is dropping: the copy
+below stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..compiler.bundle.manifest import ModelEntry, TierBudget
@@ -99,7 +99,6 @@ class _Place:
 
     tiers: set[TierName] = field(default_factory=lambda: {"disk"})  # that hold it whole
     arriving: TierName | None = None  # that it is on its way to
-    last_used_at: float = 0.0
     arrived_at: float = 0.0  # in the tier that it came to last
 
 
@@ -141,10 +140,6 @@ class ResidencyManager:
         """Returns when the model came to the tier that it came to last."""
         return self._places[model].arrived_at
 
-    def touch(self, model: str, now: float) -> None:
-        """Records that a model computed."""
-        self._places[model].last_used_at = now
-
     def next_hop(self, model: str) -> tuple[TierName, TierName]:
         """Returns source and destination of the next transfer on the way to hbm."""
         if not self.is_tiered:
@@ -155,24 +150,22 @@ class ResidencyManager:
         """Whether the model fits into a tier beside what is there."""
         return self._fits(tier, {*self._holders(tier), model})
 
-    def victims(self, model: str, tier: TierName, may_evict: Callable[[str], bool]) -> list[str] | None:
-        """Returns the models to evict from a tier so that `model` fits, least recently used first.
+    def victims(self, model: str, tier: TierName, order: Iterable[str]) -> list[str] | None:
+        """Returns the models to evict from a tier so that `model` fits, the first of an order first.
 
-        Pinned models are never among them.
+        Pinned models are never among them, nor those that are not there.
 
         Returns:
             An empty list if it fits already; None if it doesn't even without all that may be evicted.
         """
         holders = self._holders(tier)
-        order = sorted(
-            (name for name in holders if not self._is_pinned(name, tier) and may_evict(name)),
-            key=lambda name: (self._places[name].last_used_at, name),
-        )
+        may_go = (name for name in order if name in holders and not self._is_pinned(name, tier))
         chosen: list[str] = []
         while not self._fits(tier, {*holders, model} - set(chosen)):
-            if not order:
+            victim = next(may_go, None)
+            if victim is None:
                 return None
-            chosen.append(order.pop(0))
+            chosen.append(victim)
         for name in list(chosen):  # an early, small victim may have become superfluous
             rest = [other for other in chosen if other != name]
             if self._fits(tier, {*holders, model} - set(rest)):
@@ -190,7 +183,7 @@ class ResidencyManager:
         assert place.arriving is not None, model
         place.tiers.add(place.arriving)
         place.arriving = None
-        place.last_used_at = place.arrived_at = now
+        place.arrived_at = now
 
     def fail(self, model: str) -> None:
         """Takes back the charge of a transfer that failed."""

@@ -101,6 +101,8 @@ class Runtime:
             queue_timeout_seconds=queue_timeout_seconds,
             prefill_tokens=prefill_tokens,
             kv_bytes_per_s=self.target.link("ddr", "hbm").bandwidth_bytes_per_s if tiered else None,
+            workflows=manifest.workflows.values(),
+            links=self.target.links,
         )
         self._served = ServedModels(self.bundle, entries, tool_formats)
         clock = MonotonicClock()

@@ -1,9 +1,10 @@
 """What moves between the tiers: which model comes closer, and which ones make room for it.
 
-If room has to be made, idle models go first, least recently used first; if that is not enough, the models in the way
-stop admitting requests younger than the one that waits, so that they become idle. Which ones these are is settled
-once: chosen anew each time, steps in turn would change it, and none of them would ever run dry. A model that leaves
-hbm has its cached KV blocks saved first.
+If room has to be made, idle models go first, in the order that foresight says; if that is not enough, the models in
+the way stop admitting requests younger than the one that waits, so that they become idle. Which ones these are is
+settled once: chosen anew each time, steps in turn would change it, and none of them would ever run dry. A model that
+leaves hbm has its cached KV blocks saved first. While nobody waits for a model, the next one is fetched that somebody
+is about to ask for, and then those that ddr has room for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..events import Action, DropBlocks, Evict, TierName, Transfer
+from ..foresight import Foresight
 from ..jobs import Job
 from .copies import BlockCopies
 from .state import Barrier, State, TransferInFlight
@@ -24,10 +26,12 @@ class Moves:
     Args:
         state: The scheduler's memory.
         copies: Of KV blocks, which models that leave hbm need.
+        foresight: Whom to evict first, and what to fetch before it is asked for.
     """
 
-    def __init__(self, state: State, copies: BlockCopies) -> None:
+    def __init__(self, state: State, copies: BlockCopies, foresight: Foresight) -> None:
         self._state = state
+        self._foresight = foresight
         self._residency = state.residency
         self._copies = copies
         self._barrier: Barrier | None = None  # kept until something moves, or another request comes to be first
@@ -36,7 +40,7 @@ class Moves:
     @property
     def is_settled(self) -> bool:
         """Whether all that can be brought closer before the first request has been."""
-        return self._state.transfer is None and self._next_pinned() is None and self._next_prefetch() is None
+        return self._state.transfer is None and self._next_pinned() is None and self._next_warmed() is None
 
     def plan(self, now: float) -> tuple[Barrier | None, list[Action]]:
         """Decides what moves next; a barrier comes back if models in the way have to finish first."""
@@ -51,9 +55,7 @@ class Moves:
                 return None, actions
         if wanted is not None:
             return self._bring(wanted, now)
-        prefetch = self._next_prefetch()
-        actions = None if prefetch is None else self._move(prefetch, self._is_unused, now)
-        return None, actions or []
+        return None, self._prefetch(now) or self._warm(now)
 
     def arrived(self, model: str, now: float) -> None:
         """Records that a transfer is done."""
@@ -73,16 +75,16 @@ class Moves:
         model = wanted.request.model
         actions = self._move(model, lambda name: self._may_go_for(wanted, name), now)
         if actions is None:
-            return self._barrier_for(wanted), []
+            return self._barrier_for(wanted, now), []
         if self._state.transfer is None:  # those that go are idle now and must stay so until they are saved
-            going = self._residency.victims(model, "hbm", lambda name: self._may_go_for(wanted, name))
+            going = self._victims(model, "hbm", lambda name: self._may_go_for(wanted, name), now)
             self._barrier = Barrier(frozenset(going or ()), wanted.order)
         return self._barrier, actions
 
-    def _barrier_for(self, wanted: Job) -> Barrier:
-        """Returns the barrier that makes room in hbm for a held request, least recently used models first."""
+    def _barrier_for(self, wanted: Job, now: float) -> Barrier:
+        """Returns the barrier that makes room in hbm for a held request; idle models first."""
         if self._barrier is None or self._barrier.order != wanted.order:
-            in_the_way = self._residency.victims(wanted.request.model, "hbm", lambda _: True)
+            in_the_way = self._victims(wanted.request.model, "hbm", lambda _: True, now)
             self._barrier = Barrier(frozenset(in_the_way or ()), wanted.order)
         return self._barrier
 
@@ -99,7 +101,26 @@ class Moves:
         missing = (*hbm, *(ddr if residency.is_tiered else ()))
         return next((name for name in missing if name not in self._broken), None)
 
-    def _next_prefetch(self) -> str | None:
+    def _prefetch(self, now: float) -> list[Action]:
+        """Brings the model closer that is about to be asked for, in the place of idle ones that are wanted later."""
+        forecast = self._foresight.next_wanted(now)
+        if forecast is None or forecast.model in self._broken:
+            return []
+        model = forecast.model
+
+        def may_evict(name: str) -> bool:
+            return self._is_unused(name) and self._foresight.is_later(name, forecast, now)
+
+        victims = self._victims(model, self._residency.next_hop(model)[1], may_evict, now)
+        if victims is None or not self._foresight.is_worth(forecast, victims):
+            return []
+        return self._move(model, may_evict, now) or []
+
+    def _warm(self, now: float) -> list[Action]:
+        model = self._next_warmed()
+        return [] if model is None else self._move(model, self._is_unused, now) or []
+
+    def _next_warmed(self) -> str | None:
         """Returns a cold model that ddr has room for."""
         return next(
             (
@@ -124,6 +145,11 @@ class Moves:
         queue = self._state.queues[name]
         return not queue.is_busy and not (queue.waiting and queue.waiting[0].order < wanted.order)
 
+    def _victims(self, model: str, tier: TierName, may_evict: Callable[[str], bool], now: float) -> list[str] | None:
+        if self._residency.has_room(model, tier):
+            return []
+        return self._residency.victims(model, tier, self._foresight.order(tier, may_evict, now))
+
     def _move(self, model: str, may_evict: Callable[[str], bool], now: float) -> list[Action] | None:
         """Starts a model's next transfer, or the copy that must come before it.
 
@@ -131,7 +157,7 @@ class Moves:
             None if what may be evicted leaves too little room; no actions if a step has to end first.
         """
         source, destination = self._residency.next_hop(model)
-        victims = self._residency.victims(model, destination, may_evict)
+        victims = self._victims(model, destination, may_evict, now)
         if victims is None:
             return None
         unsaved = [queue for queue in map(self._state.queues.__getitem__, victims) if self._copies.has_to_save(queue)]

@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...compiler.bundle.manifest import ModelEntry, TierBudget
+from ...compiler.target import Link
 from ..events import (
     Action,
     Arrival,
@@ -31,6 +32,7 @@ from ..events import (
     TransferFailed,
     TransferProgressed,
 )
+from ..foresight import Foresight
 from ..jobs import EmbedJob, GenerateJob
 from ..model_queue import ModelQueue
 from ..request import FinishReason
@@ -55,6 +57,8 @@ class Scheduler:
         queue_timeout_seconds: How long a request may wait for its first step; None for ever.
         decode_steps: Most tokens that one decode action draws for each sequence.
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; None: as the programs have.
+        workflows: Cycles of models that are asked for one after the other, by name or alias.
+        links: Of the target, for what a model costs to come back; None: bytes alone count.
         kv_bytes_per_s: Rate at which KV blocks are copied to ddr and back; None: they never are.
 
     Raises:
@@ -71,6 +75,8 @@ class Scheduler:
         decode_steps: int = 1,
         prefill_tokens: int | None = None,
         kv_bytes_per_s: float | None = None,
+        workflows: Iterable[Sequence[str]] = (),
+        links: Mapping[str, Link] | None = None,
     ) -> None:
         rate = kv_bytes_per_s if tiered else None
         self.residency = ResidencyManager(models, budget, tiered=tiered)
@@ -78,7 +84,8 @@ class Scheduler:
         self._queue_timeout_seconds = queue_timeout_seconds
         self._state = State(self.residency, self.queues)
         self._copies = BlockCopies(self._state)
-        self._moves = Moves(self._state, self._copies)
+        self._foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
+        self._moves = Moves(self._state, self._copies, self._foresight)
         self._admission = Admission(self._state)
         self._steps = StepPlanner(self._state, self._copies, decode_steps=decode_steps, prefill_tokens=prefill_tokens)
 
@@ -135,6 +142,7 @@ class Scheduler:
             else EmbedJob.of(request, work, order, now)
         )
         self._state.jobs[request.id] = job
+        self._foresight.observe(request, now)
         self._state.wait(job)
         self.queues[request.model].shares.join(request.client)
         if not self.residency.is_hot(request.model):
@@ -165,7 +173,6 @@ class Scheduler:
         step = self._take_step(step_id)
         if isinstance(step.copy, SaveBlocks):
             return
-        self.residency.touch(step.queue.entry.name, now)
         for index, job in enumerate(step.jobs):
             if isinstance(job, EmbedJob):
                 job.num_done += 1

@@ -121,6 +121,8 @@ def replay(
         decode_steps=decode_steps,
         prefill_tokens=prefill_tokens,
         kv_bytes_per_s=machine.target.link("ddr", "hbm").bandwidth_bytes_per_s if is_tiered else None,
+        workflows=machine.workflows,
+        links=machine.target.links,
     )
     executor = SimExecutor(machine.models, machine.target, draw=_TOKEN, step_cost=machine.step_cost)
     return _Replay(machine, scheduler, executor, observe, progress or (lambda done: None)).play(asked, warm_up)

@@ -72,41 +72,41 @@ def test_evicting_a_hot_model_leaves_its_copy_below():
     assert (residency.used_bytes("hbm"), residency.used_bytes("ddr")) == (0, 100)
 
 
-def test_the_least_recently_used_model_goes_first():
+def test_the_first_of_the_order_that_is_there_goes_first():
     residency = manager(CHAT, EMBED, SPARSE, hbm=210)
-    place(residency, "embed", "hbm", now=1.0)
-    place(residency, "sparse", "hbm", now=2.0)
-    residency.touch("embed", 3.0)
-    assert residency.victims("chat", "hbm", lambda _: True) == ["sparse"]
+    place(residency, "embed", "hbm")
+    place(residency, "sparse", "hbm")
+    assert residency.victims("chat", "hbm", ["chat", "sparse", "embed"]) == ["sparse"]
+    assert residency.victims("chat", "hbm", ["embed", "sparse"]) == ["embed"]
 
 
 def test_nothing_is_evicted_where_there_is_room():
     residency = manager(CHAT, EMBED, hbm=200)
     place(residency, "embed", "hbm")
-    assert residency.victims("chat", "hbm", lambda _: True) == []
+    assert residency.victims("chat", "hbm", ["embed"]) == []
 
 
 def test_a_victim_that_a_later_one_makes_superfluous_is_spared():
     small, large = encoder("small", weights_bytes=10), encoder("large", weights_bytes=100)
     residency = manager(CHAT, small, large, hbm=240)
-    place(residency, "small", "hbm", now=1.0)
-    place(residency, "large", "hbm", now=2.0)
-    assert residency.victims("chat", "hbm", lambda _: True) == ["large"]
+    place(residency, "small", "hbm")
+    place(residency, "large", "hbm")
+    assert residency.victims("chat", "hbm", ["small", "large"]) == ["large"]
 
 
 def test_pinned_models_are_no_victims():
     pinned = encoder("pinned", weights_bytes=50, pin="hbm")
     residency = manager(CHAT, pinned, EMBED, hbm=210)
-    place(residency, "pinned", "hbm", now=1.0)
-    place(residency, "embed", "hbm", now=2.0)
-    assert residency.victims("chat", "hbm", lambda _: True) == ["embed"]
+    place(residency, "pinned", "hbm")
+    place(residency, "embed", "hbm")
+    assert residency.victims("chat", "hbm", ["pinned", "embed"]) == ["embed"]
 
 
 def test_there_are_no_victims_if_what_may_go_is_not_enough():
     residency = manager(CHAT, EMBED, SPARSE, hbm=180)
     place(residency, "embed", "hbm")
     place(residency, "sparse", "hbm")
-    assert residency.victims("chat", "hbm", lambda name: name == "sparse") is None
+    assert residency.victims("chat", "hbm", ["sparse"]) is None
 
 
 @given(
@@ -121,10 +121,10 @@ def test_victims_make_room_and_none_of_them_is_superfluous(sizes: list[tuple[int
     wanted, *others = models
     budget = max(max(_bytes([model]) for model in models), _bytes(others)) + slack
     residency = manager(*models, hbm=budget)
-    for now, model in enumerate(others):
-        place(residency, model.name, "hbm", now)
-    victims = residency.victims("m0", "hbm", lambda name: int(name[1:]) in allowed)
+    for model in others:
+        place(residency, model.name, "hbm")
     candidates = [model for model in others if int(model.name[1:]) in allowed]
+    victims = residency.victims("m0", "hbm", [model.name for model in candidates])
     if victims is None:
         assert _bytes([wanted, *(model for model in others if model not in candidates)]) > budget
         return

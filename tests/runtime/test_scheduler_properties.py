@@ -39,6 +39,7 @@ class Scenario:
     decode_steps: int
     prefill_tokens: int | None
     kv_bytes_per_s: float | None
+    workflows: tuple[tuple[str, ...], ...]
     queue_timeout_seconds: float | None
     arrivals: list[tuple[float, Request]]
     cancels: list[tuple[float, int]]
@@ -118,6 +119,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         draw(st.integers(1, 4)),
         draw(st.sampled_from([None, 1, 3, 4])),
         draw(st.sampled_from([None, 10_000.0, 1e6])),
+        draw(st.sampled_from([(), (tuple(draw(st.permutations([model.name for model in models]))),)])),
         draw(st.sampled_from([None, None, 0.05, 1.0])),
         [(draw(times), draw(requests(models, index))) for index in range(num_requests)],
         [(seconds + draw(times), index) for seconds, index in _some_requests(draw, num_requests)],
@@ -143,6 +145,7 @@ def play(scenario: Scenario):
         decode_steps=scenario.decode_steps,
         prefill_tokens=scenario.prefill_tokens,
         kv_bytes_per_s=scenario.kv_bytes_per_s,
+        workflows=scenario.workflows,
         is_broken=lambda work: (work.transfer_id if isinstance(work, Transfer) else work.step_id) in scenario.broken,
     )
 

@@ -151,6 +151,7 @@ def run(
     decode_steps: int = 1,
     prefill_tokens: int | None = None,
     kv_bytes_per_s: float | None = None,
+    workflows: tuple[tuple[str, ...], ...] = (),
     draw_token=draw,
     is_broken=lambda _: False,
 ) -> tuple[Record, ...]:
@@ -163,6 +164,8 @@ def run(
         decode_steps=decode_steps,
         prefill_tokens=prefill_tokens,
         kv_bytes_per_s=kv_bytes_per_s,
+        workflows=workflows,
+        links=target(tiered=tiered).links,
     )
     executor = SimExecutor(models, target(tiered=tiered), draw=draw_token, is_broken=is_broken)
     records = simulate(scheduler, executor, arrivals, cancels=cancels or (), until_seconds=1000.0)

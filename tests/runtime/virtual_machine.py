@@ -169,10 +169,16 @@ class VirtualMachine:
         assert transfer.num_bytes == self.models[name].weights_bytes
         is_asked_for = any(c.is_open and c.request.model == name for c in self.clients.values())
         is_pinned = self.models[name].pin is not None
-        if transfer.destination == "hbm" or self.leaving:
-            assert is_asked_for or is_pinned, f"{transfer} and {self.leaving} evicted, and nobody asks for it"
+        if not (is_asked_for or is_pinned) and (transfer.destination == "hbm" or self.leaving):
+            self._check_ahead(transfer)
         self.leaving = []
         self.transfer = transfer
+
+    def _check_ahead(self, transfer: Transfer) -> None:
+        """Nobody asks for what is on its way: it must take nothing from those who ask for something."""
+        asked_for = {client.request.model for client in self.clients.values() if client.is_open}
+        assert asked_for <= self.tiers["hbm"], f"{transfer} ahead of {asked_for}, and nobody asks for it"
+        assert asked_for.isdisjoint(self.leaving), f"{self.leaving} evicted for {transfer}, and nobody asks for it"
 
     def _end_transfer(self, event: TransferDone | TransferFailed) -> None:
         assert self.transfer is not None

@@ -1,0 +1,145 @@
+"""What the scheduler makes of the requests that it has seen: whom it evicts, and what it fetches ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from tiny_models import answer_of, decoder, generate, never_ends, target
+from virtual_machine import verify
+
+from plait.compiler.bundle.manifest import ModelEntry, TierBudget
+from plait.compiler.target import Link
+from plait.runtime.events import Evict, Reply, Request, Transfer
+from plait.runtime.foresight import Foresight
+from plait.runtime.model_queue import ModelQueue
+from plait.runtime.residency import ResidencyManager
+from plait.runtime.scheduler import Scheduler
+from plait.runtime.simulator import Record, SimExecutor, simulate
+from plait.runtime.workflow import Forecast
+
+SIZE = 1016  # bytes of one model in hbm; a tenth of a second on its way there
+WORKSPACE = 10
+LOOP = "abcd"
+
+
+def models(names: str = LOOP, *, sizes: Sequence[int] = ()) -> list[ModelEntry]:
+    sizes = sizes or [1000] * len(names)
+    return [decoder(name, num_blocks=4, batch=1, weights_bytes=size) for name, size in zip(names, sizes, strict=True)]
+
+
+def play(
+    entries: list[ModelEntry],
+    arrivals: list[tuple[float, Request]],
+    *,
+    room: int,
+    workflows: Sequence[Sequence[str]] = (),
+    ddr: int = 10**6,
+) -> tuple[Record, ...]:
+    """Simulates and verifies a trace with room for so many models of equal size in hbm."""
+    budget, machine = TierBudget(room * SIZE + WORKSPACE, ddr), target()
+    scheduler = Scheduler(entries, budget, tiered=True, workflows=workflows, links=machine.links)
+    records = simulate(scheduler, SimExecutor(entries, machine, draw=never_ends), arrivals)
+    verify(records, entries, budget, lambda request: answer_of(request, never_ends))
+    return records
+
+
+def loop(num_requests: int, *, max_tokens: int = 13, seconds: float = 0.15) -> list[tuple[float, Request]]:
+    """Requests for the models in turn, the first a transfer's time earlier, for it will wait for one.
+
+    13 tokens take 0.13 s, longer than the transfer of a model.
+    """
+    return [
+        (2.0 + index * seconds + 0.1 * (index > 0), generate(index, LOOP[index % len(LOOP)], max_tokens=max_tokens))
+        for index in range(num_requests)
+    ]
+
+
+def stalls(records: Sequence[Record]) -> list[float]:
+    """What each request waited for a switch, in the order of their ends."""
+    ends = (record.item for record in records if isinstance(record.item, Reply) and record.item.finish_reason)
+    return [reply.timing.switch_seconds for reply in ends if reply.timing is not None]
+
+
+@pytest.mark.parametrize("room", [2, 3])
+def test_a_declared_loop_over_models_that_do_not_all_fit_does_not_stall(room: int):
+    without = stalls(play(models(), loop(8), room=room))
+    first, second, *others = stalls(play(models(), loop(40), room=room, workflows=[LOOP]))
+    assert first == pytest.approx(0.101)
+    assert max(without[room:]) > 0.1
+    assert [second, *others] == [0.0] * 39
+
+
+def test_a_loop_that_nobody_declared_stalls_until_it_is_learned():
+    waits = stalls(play(models(), loop(60), room=2))
+    assert waits[:8] == pytest.approx([0.101] * 8)
+    assert waits[20:] == [0.0] * 40
+
+
+def test_a_transfer_longer_than_the_compute_stalls_for_the_rest():
+    waits = stalls(play(models(), loop(20, max_tokens=6, seconds=0.101), room=2, workflows=[LOOP]))
+    assert all(0.0 < stall < 0.06 for stall in waits[1:])
+
+
+def test_a_prefetch_evicts_the_model_that_is_wanted_last():
+    records = play(models(), loop(5), room=3, workflows=[LOOP])
+    assert [record.item.model for record in records if isinstance(record.item, Evict)][:2] == ["a", "b"]
+
+
+def test_nothing_is_fetched_ahead_while_a_request_is_held():
+    arrivals = [*loop(1), (2.0, generate(7, "d", max_tokens=13))]
+    records = play(models(), arrivals, room=2, workflows=[LOOP])
+    moved = [r.item.model for r in records if isinstance(r.item, Transfer) and r.item.destination == "hbm"]
+    assert moved[:2] == ["a", "d"]
+
+
+def test_nothing_is_evicted_ahead_of_a_busy_model_or_one_with_requests():
+    arrivals = [(2.0 + 0.01 * index, generate(index, "ab"[index % 2], max_tokens=13)) for index in range(20)]
+    records = play(models(), arrivals, room=2, workflows=["abc"])  # c is foretold, and there is no idle model
+    busy_until = max(record.at_seconds for record in records if isinstance(record.item, Reply))
+    assert not [r for r in records if isinstance(r.item, Evict) and r.at_seconds < busy_until]
+
+
+def test_requests_at_random_fetch_next_to_nothing_ahead():
+    order = [(7 * index * index + 3 * index) % 11 % 4 for index in range(60)]
+    arrivals = [(2.0 + 0.5 * index, generate(index, LOOP[model])) for index, model in enumerate(order)]
+    records = play(models(), arrivals, room=2)
+    moves = sum(isinstance(r.item, Transfer) and r.item.destination == "hbm" for r in records)
+    assert moves <= 1 + sum(stall > 0 for stall in stalls(records)) + 10
+
+
+def foresight(entries: list[ModelEntry], links: dict[str, Link] | None = None, *, hot: str = "") -> Foresight:
+    residency = ResidencyManager(entries, TierBudget(10**6, 10**6), tiered=True)
+    places = [(entry.name, "ddr") for entry in entries] + [(name, "hbm") for name in hot]
+    for name, tier in places:
+        residency.begin(name, tier)  # type: ignore[arg-type]
+        residency.finish(name, 0.0)
+    queues = {entry.name: ModelQueue(entry, None) for entry in entries}
+    return Foresight(queues, residency, workflows=["ab"], links=links)
+
+
+def test_only_what_gains_more_than_it_costs_is_fetched_ahead():
+    seer = foresight(models("abc", sizes=[1000, 1000, 9000]), hot="bc")
+    assert seer.is_worth(Forecast("a", 0.65, 1, 0.0), [])
+    assert seer.is_worth(Forecast("a", 0.8, 1, 0.0), ["b"])
+    assert not seer.is_worth(Forecast("a", 0.65, 1, 0.0), ["b"])
+    assert not seer.is_worth(Forecast("a", 0.8, 1, 0.0), ["c"])
+    assert seer.is_worth(Forecast("a", 1.0, 1, 0.0), ["b", "c"])
+
+
+def test_what_is_foretold_is_evicted_last():
+    seer = foresight(models("abcd"))
+    for model in "cdcda":
+        seer.observe(generate(0, model), 0.0)
+    assert seer.order("hbm", lambda _: True, 0.0)[-1] == "b"
+    assert "b" not in seer.order("hbm", lambda name: name != "b", 0.0)
+
+
+def test_a_model_on_a_slow_way_back_stays_longer():
+    links = {"disk->ddr": Link(10.0), "ddr->hbm": Link(1000.0)}
+    seer = foresight(models("abcd"), links, hot="cd")
+    residency = seer._residency
+    residency.evict("c", "ddr")  # only in hbm: it would have to come from the disk
+    for model in "dcdcdcdcd":
+        seer.observe(generate(0, model), 0.0)
+    assert seer.order("hbm", lambda name: name in "cd", 0.0) == ["d", "c"]
