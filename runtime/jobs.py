@@ -86,7 +86,7 @@ class GenerateJob(Job):
     @property
     def is_decoding(self) -> bool:
         """Whether only the newest token is missing from the cache."""
-        return self.num_pending == 1 and self.num_computed > 0
+        return len(self.tokens) - self.num_computed == 1 and self.num_computed > 0
 
     def digests(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Returns the digests of the first blocks, of tokens that are known."""

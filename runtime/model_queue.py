@@ -61,7 +61,9 @@ class ModelQueue:
     @property
     def has_work(self) -> bool:
         """Whether a step could be issued."""
-        return bool(self.running) or any(job.num_issued < len(job.sequences) for job in self.embedding)
+        if self.running or not self.embedding:  # asked of every model at every step
+            return bool(self.running)
+        return any(job.num_issued < len(job.sequences) for job in self.embedding)
 
     def smallest(self, phase: Phase, *, batch: int = 1, new_tokens: int = 1) -> Configuration | None:
         """Returns the cheapest configuration that holds so many sequences of so many tokens, if there is one."""

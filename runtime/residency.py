@@ -116,6 +116,7 @@ class ResidencyManager:
         self.budget = budget
         self._models = {model.name: model for model in models}
         self._places = {model.name: _Place() for model in models}
+        self._cold: tuple[str, ...] | None = None  # None: to be found anew
         self.is_tiered = tiered
         self.saved = SavedBlocks()
 
@@ -123,6 +124,13 @@ class ResidencyManager:
         """Returns whether a model is hot, warm or cold."""
         tiers = self._places[model].tiers
         return "hot" if "hbm" in tiers else "warm" if "ddr" in tiers else "cold"
+
+    @property
+    def cold(self) -> tuple[str, ...]:
+        """The models that are on disk only, in the bundle's order."""
+        if self._cold is None:  # asked for at every event, and changes with few of them
+            self._cold = tuple(name for name in self._places if self.residency(name) == "cold")
+        return self._cold
 
     def is_hot(self, model: str) -> bool:
         """Whether the model's weights are in hbm, whole."""
@@ -182,6 +190,7 @@ class ResidencyManager:
         place = self._places[model]
         assert place.arriving is not None, model
         place.tiers.add(place.arriving)
+        self._cold = None
         place.arriving = None
         place.arrived_at = now
 
@@ -192,6 +201,7 @@ class ResidencyManager:
     def evict(self, model: str, tier: TierName) -> None:
         """Takes back the charge of a model that is dropped from a tier."""
         self._places[model].tiers.remove(tier)
+        self._cold = None
 
     def _is_pinned(self, model: str, tier: TierName) -> bool:
         return self._models[model].pin == tier

@@ -34,6 +34,7 @@ class Moves:
         self._foresight = foresight
         self._residency = state.residency
         self._copies = copies
+        self._pinned = {tier: [n for n, q in state.queues.items() if q.entry.pin == tier] for tier in ("hbm", "ddr")}
         self._barrier: Barrier | None = None  # kept until something moves, or another request comes to be first
         self._broken: set[str] = set()  # models whose last transfer failed; tried again when asked for
 
@@ -95,9 +96,9 @@ class Moves:
 
     def _next_pinned(self) -> str | None:
         """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""
-        queues, residency = self._state.queues, self._residency
-        hbm = (n for n, q in queues.items() if q.entry.pin == "hbm" and not residency.is_hot(n))
-        ddr = (n for n, q in queues.items() if q.entry.pin == "ddr" and residency.residency(n) == "cold")
+        residency = self._residency
+        hbm = (name for name in self._pinned["hbm"] if not residency.is_hot(name))
+        ddr = (name for name in self._pinned["ddr"] if residency.residency(name) == "cold")
         missing = (*hbm, *(ddr if residency.is_tiered else ()))
         return next((name for name in missing if name not in self._broken), None)
 
@@ -125,10 +126,8 @@ class Moves:
         return next(
             (
                 name
-                for name in (self._state.queues if self._residency.is_tiered else ())
-                if self._residency.residency(name) == "cold"
-                and name not in self._broken
-                and self._residency.has_room(name, "ddr")
+                for name in (self._residency.cold if self._residency.is_tiered else ())
+                if name not in self._broken and self._residency.has_room(name, "ddr")
             ),
             None,
         )

@@ -128,7 +128,8 @@ class Scheduler:
     def _advance(self, now: float) -> list[Action]:
         barrier, actions = self._moves.plan(now)
         for queue in self.queues.values():
-            actions += self._admission.admit(queue, barrier)
+            if queue.waiting:
+                actions += self._admission.admit(queue, barrier)
         if self._state.step is None:
             actions += self._steps.plan(now)
         return actions

@@ -39,7 +39,8 @@ class StepPlanner:
     def plan(self, now: float) -> list[Action]:
         """Returns the next step, if any model has work."""
         hot = self._state.residency.is_hot
-        ready = [queue for name, queue in self._state.queues.items() if queue.has_work and hot(name)]
+        busy = [queue for queue in self._state.queues.values() if queue.running or queue.embedding]
+        ready = [queue for queue in busy if queue.has_work and hot(queue.entry.name)]
         if not ready:
             return []
         queue = min(ready, key=lambda q: q.last_step_id)
@@ -48,10 +49,10 @@ class StepPlanner:
     def _generate(self, queue: ModelQueue, now: float) -> list[Action]:
         pool = queue.pool
         assert pool is not None, queue.entry.name
-        for job in queue.running:
-            if not job.is_decoding:
-                catch_up(pool, job)
-        decoding = [job for job in queue.running if job.is_decoding]
+        prompts = [job for job in queue.running if not job.is_decoding]
+        for job in prompts:
+            catch_up(pool, job)
+        decoding = [job for job in queue.running if job.is_decoding] if prompts else list(queue.running)
         if decoding and (queue.last_phase == "prefill" or len(decoding) == len(queue.running)):
             copy = self._make_room(queue, decoding)
             if copy:
