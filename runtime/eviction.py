@@ -56,6 +56,8 @@ class EvictionPolicy:
         self._weights = np.array([0.0, *(1 / len(_HALF_LIVES) for _ in _HALF_LIVES)])
         self._squares = np.full(len(self._weights), 1e-2)  # of gradients so far: AdaGrad's step sizes
         self._urgency = np.ones(len(models))
+        self._bars = np.full(len(models), -np.inf)  # models that have never been asked for teach nothing; 0: has been
+        self._known: Float[np.ndarray, "models features"] = np.zeros((len(models), len(self._weights)))
         self._last: int | None = None
 
     def observe(self, model: str, priority: int = 0) -> None:
@@ -66,8 +68,9 @@ class EvictionPolicy:
             priority: Its class; one that comes after another counts half as much.
         """
         index = self._index[model]
-        if self._last not in (None, index) and self._counts[index].any():
+        if self._last not in (None, index) and self._bars[index] == 0:
             self._learn(index)
+        self._bars[index] = 0
         self._counts *= self._decay
         self._counts[index] += 1
         self._places += self._places < self._places[index]
@@ -109,15 +112,16 @@ class EvictionPolicy:
         return sorted(stakes, key=rank)
 
     def _features(self) -> Float[np.ndarray, "models features"]:
-        return np.log(np.column_stack((1 / (1 + self._places), self._counts + _FLOOR)))
+        np.negative(np.log1p(self._places), out=self._known[:, 0])
+        np.log(self._counts + _FLOOR, out=self._known[:, 1:])
+        return self._known
 
     def _learn(self, index: int) -> None:
         """Moves the weights towards those that would have told that this model comes next."""
-        rivals: NDArray[np.bool_] = self._counts[:, -1] > 0  # models that have never been asked for teach nothing
-        rivals[self._last] = False
         features = self._features()
-        scores = features[rivals] @ self._weights
+        scores = features @ self._weights + self._bars
+        scores[self._last] = -np.inf
         odds = np.exp(scores - scores.max())
-        gradient = features[index] - (odds / odds.sum()) @ features[rivals]
+        gradient = features[index] - odds @ features / odds.sum()
         self._squares += gradient**2
         self._weights += _LEARNING_RATE * gradient / np.sqrt(self._squares)

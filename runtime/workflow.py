@@ -15,7 +15,7 @@ from others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -57,6 +57,26 @@ class _Client:
     was_given_up: bool = False
 
 
+@dataclass
+class _Counts:
+    """What followed a context."""
+
+    of: dict[str | None, float] = field(default_factory=dict[str | None, float])  # None: nothing did
+    total: float = 0.0
+    likeliest: str | None = None
+
+    def add(self, model: str | None, amount: float) -> None:
+        """Counts what followed, or takes it back."""
+        before = self.of.get(model, 0.0)
+        self.of[model] = max(0.0, before + amount)
+        self.total += self.of[model] - before
+        if model is not None and (self.likeliest is None or self.of[model] > self.of[self.likeliest]):
+            self.likeliest = model
+        if self.total > _MAX_COUNT:
+            self.of = {key: count / 2 for key, count in self.of.items()}
+            self.total /= 2
+
+
 class LookAhead:
     """Foretells requests.
 
@@ -66,7 +86,7 @@ class LookAhead:
 
     def __init__(self, workflows: Sequence[Sequence[str]] = ()) -> None:
         self._cycles = _Cycles([cycle for cycle in map(_turns_of, workflows) if len(cycle) > 1])
-        self._counts: dict[_Context, dict[str | None, float]] = {}  # what followed; None: nothing
+        self._counts: dict[_Context, _Counts] = {}
         self._gaps: dict[tuple[str, str], float] = {}  # usual seconds from one model's request to the next one's
         self._clients: dict[str, _Client] = {}  # least recently seen first
         self._nearest: list[Forecast] | None = None  # of all clients; None: to be made anew
@@ -86,8 +106,7 @@ class LookAhead:
             state = _Client()
         self._clients[client] = state
         if state.was_given_up:  # it was only late
-            for context in state.contexts:
-                self._count(context, None, -1.0)
+            self._count(state, None, -1.0)
         if not state.turns or state.turns[-1] != model:
             self._turn(state, model, now)
         state.seen_at = now
@@ -115,8 +134,7 @@ class LookAhead:
 
     def _turn(self, state: _Client, model: str, now: float) -> None:
         """Counts a client's turn to another model."""
-        for context in state.contexts:
-            self._count(context, model, 1.0)
+        self._count(state, model, 1.0)
         if state.turns:
             edge, gap = (state.turns[-1], model), now - state.seen_at
             self._gaps[edge] = (1 - _GAP_RATE) * self._gaps.get(edge, gap) + _GAP_RATE * gap
@@ -134,16 +152,15 @@ class LookAhead:
 
     def _end(self, state: _Client) -> None:
         if not state.was_given_up:
-            for context in state.contexts:
-                self._count(context, None, 1.0)
+            self._count(state, None, 1.0)
         state.was_given_up, state.forecasts, self._nearest = True, [], None
 
-    def _count(self, context: _Context, model: str | None, amount: float) -> None:
-        counts = self._counts.setdefault(context, {})
-        counts[model] = max(0.0, counts.get(model, 0.0) + amount)
-        if sum(counts.values()) > _MAX_COUNT:
-            for key in counts:
-                counts[key] /= 2
+    def _count(self, state: _Client, model: str | None, amount: float) -> None:
+        for context in state.contexts:
+            self._counts.setdefault(context, _Counts()).add(model, amount)
+
+    def _seen(self, context: _Context) -> _Counts:
+        return self._counts.get(context) or _Counts()
 
     def _contexts(self, turns: Sequence[str]) -> list[_Context]:
         """Returns what the turn after these is counted in."""
@@ -154,24 +171,25 @@ class LookAhead:
         return [*contexts, tuple(turns[-1:])]
 
     def _next(self, turns: Sequence[str]) -> tuple[str, float] | None:
-        """Returns the likeliest model of the turn after these, and its chance."""
+        """Returns the likeliest model of the turn after these, and its chance, if that is above a half."""
         places = self._cycles.places(turns)
         if places:
             following = self._cycles.following(places)
-            declared = {model: following.count(model) / len(following) for model in following}
-            chances = self._chances(places, declared, _DECLARED_WEIGHT)
-        else:
-            chances = self._chances(tuple(turns[-1:]), {}, _DOUBT)
-            if len(turns) > 1:
-                chances = self._chances(tuple(turns[-2:]), chances, _BACK_OFF_WEIGHT)
-        return max(chances.items(), key=lambda item: (item[1], item[0]), default=None)
-
-    def _chances(self, context: _Context, prior: Mapping[str, float], weight: float) -> dict[str, float]:
-        """Returns what may follow a context, by its counts and a prior that counts for so many observations."""
-        counts = self._counts.get(context, {})
-        total = sum(counts.values()) + weight
-        models = (*prior, *(model for model in counts if model is not None))
-        return {model: (counts.get(model, 0.0) + weight * prior.get(model, 0.0)) / total for model in models}
+            counts = self._seen(places)
+            chances = {
+                model: _mixed(counts, model, following.count(model) / len(following), _DECLARED_WEIGHT)
+                for model in (*following, counts.likeliest)
+                if model is not None
+            }
+            return max(chances.items(), key=_by_chance)
+        once, twice = self._seen(tuple(turns[-1:])), self._seen(tuple(turns[-2:]))
+        best: tuple[str, float] | None = None
+        for model in (once.likeliest, twice.likeliest):  # what is above a half of the mixture is so of one of them
+            if model is not None:
+                chance = _mixed(once, model, 0.0, _DOUBT)
+                chance = _mixed(twice, model, chance, _BACK_OFF_WEIGHT) if len(turns) > 1 else chance
+                best = max(best or (model, chance), (model, chance), key=_by_chance)
+        return best
 
     def _chain(self, state: _Client, now: float) -> Iterator[Forecast]:
         """Yields what a client is about to ask for, turn by turn, until it is all too unsure or known already."""
@@ -207,6 +225,8 @@ class _Cycles:
 
         A client that has only begun is where a workflow begins, if that is one of the places.
         """
+        if not self._places:
+            return ()
         agreed = {place: self._agreement(place, turns) for place in range(len(self._places))}
         longest = max(agreed.values(), default=0)
         if longest == 0:
@@ -232,6 +252,15 @@ def _turns_of(workflow: Sequence[str]) -> list[str]:
     """Returns a workflow without models twice in a row, the last and the first one included."""
     turns = [model for index, model in enumerate(workflow) if index == 0 or workflow[index - 1] != model]
     return turns[:-1] if len(turns) > 1 and turns[0] == turns[-1] else turns
+
+
+def _mixed(counts: _Counts, model: str, prior: float, weight: float) -> float:
+    """Returns a model's chance by counts and a prior that counts for so many observations."""
+    return (counts.of.get(model, 0.0) + weight * prior) / (counts.total + weight)
+
+
+def _by_chance(item: tuple[str, float]) -> tuple[float, str]:
+    return item[1], item[0]
 
 
 def _rank(forecast: Forecast) -> tuple[int, float, float, str]:
