@@ -105,7 +105,6 @@ def _with_serving(target: Target, bundle: Bundle, report: Callable[[str, int, in
 
     from ..compiler.calibrate import measured_when
     from ..compiler.target_file import write_target
-    from ..compiler.target_sources import with_sources
     from ..runtime.bench.programs import measure_programs
     from ..runtime.bench.serving import measure_serving
     from .bench_child import served
@@ -118,7 +117,7 @@ def _with_serving(target: Target, bundle: Bundle, report: Callable[[str, int, in
             models = bundle.manifest.models
             found = measure_serving(url, models, times, progress=lambda done, total: report("serve", done, total))
     source = f"{measured_when()}: bundle {bundle.manifest.name!r}, run and served"
-    return with_sources(replace(target, serving=found), target, {"serving": source})
+    return replace(target, serving=found, sources={**target.sources, "serving": source})
 
 
 def _facts(target: Target) -> list[tuple[str, str]]:

@@ -37,7 +37,8 @@ from plait.runtime.simulation.rack import machine_of_plan
 from plait.runtime.simulation.replay import replay
 from plait.runtime.simulation.report import report
 
-MODEL = {"source": "smollm2-135m", "dtype": "bf16", "sequence": 256, "batch": 4, "kv_tokens": 1024}
+MAX_BATCH = 4
+MODEL = {"source": "smollm2-135m", "dtype": "bf16", "sequence": 256, "batch": MAX_BATCH, "kv_tokens": 1024}
 SPEC = {"bundle": "two", "budget": {"hbm": "360MiB", "ddr": "2GiB"}, "models": {"one": MODEL, "two": MODEL}}
 COMMAND = str(Path(sys.executable).with_name("plait"))
 LOADS = (0.4, 0.6, 0.8)  # requests, times what one after the other would take
@@ -96,8 +97,12 @@ def num_switches(url: str) -> float:
     return sum(map(float, lines))
 
 
-async def run(url: str, asked: Sequence[Arrival]) -> tuple[Run, list[Arrival]]:
-    """Sends requests, as `plait bench serve` does; they come back with as many tokens as the server counted."""
+async def run(url: str, asked: Sequence[Arrival]) -> tuple[Run, list[Arrival], float]:
+    """Sends requests, as `plait bench serve` does, once every program has run: the first run of each takes longer.
+
+    Returns:
+        What came of them, the requests with as many tokens as the server counted, and the number of switches.
+    """
     generator = random.Random()
     counted: dict[Arrival, Arrival] = {}
     async with connect(url, ENDPOINT, None) as http:
@@ -108,9 +113,13 @@ async def run(url: str, asked: Sequence[Arrival]) -> tuple[Run, list[Arrival]]:
             counted[arrival] = dataclasses.replace(arrival, input_tokens=reply.input_tokens or 0)
             return reply
 
-        await run_load(Load([Arrival(0.0, name, 1, 2) for name in ("one", "two")], concurrency=1), send)
+        for name in ("one", "two"):
+            for at_once in (1, 2, MAX_BATCH):
+                warm_up = [Arrival(float(number), name, size, 12) for number, size in enumerate((8, 90) * at_once)]
+                await run_load(Load(warm_up, concurrency=at_once), send)
+        before = num_switches(url)
         found = await run_load(Load(asked), send)
-    return found, [counted[each] for each in asked]
+    return found, [counted[each] for each in asked], num_switches(url) - before
 
 
 def alone(machine: Machine) -> float:
@@ -142,9 +151,8 @@ def test_a_simulation_predicts_the_run(bundle: Bundle, calibrated: Path) -> None
     with served(bundle.path, ["--target", str(calibrated)]) as url:
         for number, load in enumerate(LOADS):
             asked = at_rate(requests(number), load * capacity)
-            before = num_switches(url)
-            ran, asked = asyncio.run(run(url, asked))
-            switched = num_switches(url) - before - 2  # of warming up
+            ran, asked, switched = asyncio.run(run(url, asked))
+            assert not [outcome.reply.failure for outcome in ran.outcomes if outcome.reply.failure]
             found = replay(machine, asked, warm_up=("one", "two"))
             times = sorted(outcome.reply.ttft_seconds or 0.0 for outcome in found.run.outcomes)
             bounds = [Bound("ttft", times[int(KEPT * len(times))])]

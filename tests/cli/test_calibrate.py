@@ -9,12 +9,17 @@ from plait.compiler import calibrate as calibration
 from plait.compiler.calibrate import CalibrationSizes
 from plait.compiler.target import load_target
 from plait.compiler.target_sources import source_of
+from plait.runtime.bench import programs as programs_measure
+from plait.runtime.bench import serving as serving_measure
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     small = CalibrationSizes(8, 64, 1 << 16, 1 << 12, 2, 1)
     monkeypatch.setattr(calibration, "CalibrationSizes", lambda: small)
+    for name, value in (("_AT_ONCE", (1, 3)), ("_NUM_RUNS", 1), ("_MOST_TOKENS", 12), ("_NUM_FIRST_TOKENS", 3)):
+        monkeypatch.setattr(serving_measure, name, value)
+    monkeypatch.setattr(programs_measure, "_ENOUGH_SECONDS", 0.05)
 
 
 def test_what_is_printed_and_what_is_written_can_be_loaded(plait, tmp_path: Path) -> None:
