@@ -12,6 +12,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
+from random_schemas import random_schema
 from tiny import write_tiny_llama
 
 from plait.compiler.bundle.build import build_bundle
@@ -65,35 +66,6 @@ def ask(sdk, *, extra: dict | None = None, **fields):
 
 def response_format(schema: dict) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
-
-
-def random_schema(draw: random.Random, depth: int) -> dict:
-    """A schema that no endless answer fits."""
-    leaves = ["integer", "string", "boolean", "null", "enum"]
-    kind = draw.choice(leaves if depth == 0 else ["object", "array", "anyOf"])
-    match kind:
-        case "object":
-            names = [f"{draw.choice('abc')}{index}" for index in range(draw.randint(1, 3))]
-            return {
-                "type": "object",
-                "properties": {name: random_schema(draw, draw.randrange(depth)) for name in names},
-                "required": draw.sample(names, draw.randint(0, len(names))),
-                "additionalProperties": False,
-            }
-        case "array":
-            least = draw.randint(0, 1)
-            items = random_schema(draw, draw.randrange(depth))
-            return {"type": "array", "items": items, "minItems": least, "maxItems": least + draw.randint(0, 1)}
-        case "anyOf":
-            return {"anyOf": [random_schema(draw, draw.randrange(depth)) for _ in range(2)]}
-        case "integer":
-            least = draw.randint(-999, 999)
-            return {"type": "integer", "minimum": least, "maximum": least + draw.randint(0, 2000)}
-        case "string":
-            return {"type": "string", "minLength": draw.randint(0, 2), "maxLength": draw.randint(2, 5)}
-        case "enum":
-            return {"enum": draw.sample(["red", "naïve 🙂", 'say "so"', 7, 2.5, None, True], draw.randint(1, 3))}
-    return {"type": kind}
 
 
 def test_answers_to_random_bounded_schemas_are_json_that_validates(runtime: Runtime) -> None:
