@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from .events import Reply, Timing
-from .request import FinishReason, Piece, TokenLogprobs, TokenScore, Usage
+from .request import Energy, FinishReason, Piece, TokenLogprobs, TokenScore, Usage
 from .tokenizer import Detokenizer, StopMatcher, Tokenizer
 from .tool_calls.parser import Parsed, ToolCallParser
 
@@ -45,11 +45,18 @@ class Answer:
         self._submitted_at = submitted_at
         self._first_token_at: float | None = None
         self._timing: Timing | None = None
+        self._energy: Energy | None = None
         self._num_tokens = 0
         self._unsent: list[int] = []  # tokens whose text is not final yet
         self._unsent_logprobs: list[TokenLogprobs] = []  # of these, where they were asked for
 
-    def push(self, reply: Reply, now: float, logprobs: Sequence[Sequence[tuple[int, float]]] = ()) -> Piece | None:
+    def push(
+        self,
+        reply: Reply,
+        now: float,
+        logprobs: Sequence[Sequence[tuple[int, float]]] = (),
+        energy: Energy | None = None,
+    ) -> Piece | None:
         """Returns the piece that a reply makes final, or None if it makes none.
 
         The piece has a finish reason if the answer is over: because the reply says so, or because a stop string came.
@@ -58,7 +65,9 @@ class Answer:
             reply: The scheduler's.
             now: The clock's time.
             logprobs: For each token of the reply, (token, logarithm of its probability): its own, then the likeliest.
+            energy: Of the request so far, where it is known.
         """
+        self._energy = energy
         self._timing = reply.timing or self._timing
         if reply.tokens and self._first_token_at is None:
             self._first_token_at = now
@@ -117,4 +126,5 @@ class Answer:
             time_to_first_token_seconds=first - self._submitted_at,
             total_seconds=now - self._submitted_at,
             cached_tokens=timing.cached_tokens if timing else 0,
+            energy=self._energy,
         )

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import ExecutionError, PlaitError, QueueFullError, ShuttingDownError
 from .clock import Clock
+from .energy import EnergyMeter
 from .events import (
     Action,
     Arrival,
@@ -48,6 +49,7 @@ from .events import (
 )
 from .executor import JaxExecutor, Logprobs
 from .metrics import Metrics
+from .request import Energy
 from .scheduler import Scheduler
 from .tiers import Moved, TransferRecord
 
@@ -64,6 +66,7 @@ class Outcome:
     reply: Reply
     vectors: tuple[np.ndarray, ...] = ()  # with the end of an embedding request, in the order of its sequences
     logprobs: tuple[Logprobs, ...] = ()  # of each of the reply's tokens, where they were asked for
+    energy: Energy | None = None  # of the request so far, where it is known
 
 
 Sink: TypeAlias = Callable[[Outcome], None]
@@ -89,6 +92,7 @@ class _Client:
     last_token_at: float | None = None
     has_started: bool = False
     is_answered: bool = False
+    joules: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,25 @@ class EngineCore:
         clock: The scheduler's time.
         metrics: Told what happens.
         max_requests: Requests under way at once; further ones are refused.
+        energy: Says what steps take; None: nothing is known of power.
     """
 
     def __init__(
-        self, scheduler: Scheduler, executor: JaxExecutor, clock: Clock, metrics: Metrics, *, max_requests: int
+        self,
+        scheduler: Scheduler,
+        executor: JaxExecutor,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        max_requests: int,
+        energy: EnergyMeter | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._clock = clock
         self._metrics = metrics
         self._max_requests = max_requests
+        self._energy = energy
         self._events: queue.SimpleQueue[Event | _Arrived | _Stop] = queue.SimpleQueue()
         self._transfers: queue.SimpleQueue[Transfer | _Stop] = queue.SimpleQueue()
         self._timers: list[tuple[float, int]] = []
@@ -246,7 +259,7 @@ class EngineCore:
                     heapq.heappush(self._timers, (at_seconds, timer_id))
                 case Prefill() | Decode() | Embed():
                     self._begin_requests(action)
-                    self._run(action)
+                    self._run_step(action)
                 case SaveBlocks() | LoadBlocks():
                     self._run(action)
                 case CopyBlocks():
@@ -261,6 +274,19 @@ class EngineCore:
             if client is not None and not client.has_started:
                 client.has_started = True
                 self._metrics.request_started(client.model)
+
+    def _run_step(self, step: Step) -> None:
+        if self._energy is None:
+            self._run(step)
+            return
+        self._energy.begin()
+        began = self._clock.now()
+        self._run(step)
+        joules = self._energy.end(step, self._clock.now() - began)
+        self._metrics.computed(step.model, sum(joules.values()))
+        for request_id, share in joules.items():
+            if (client := self._clients.get(request_id)) is not None:
+                client.joules += share
 
     def _run(self, step: Step | SaveBlocks | LoadBlocks) -> None:
         try:
@@ -291,7 +317,8 @@ class EngineCore:
             self._metrics.tokens_generated(client.model, gap, len(reply.tokens))
         if reply.failure is not None:
             self._metrics.request_finished(client.model, "error")
-        client.sink(Outcome(reply, vectors, tuple(logprobs)))
+        energy = None if self._energy is None else Energy(client.joules, self._energy.source)
+        client.sink(Outcome(reply, vectors, tuple(logprobs), energy))
 
     def _forget_vectors(self, request_id: int) -> tuple[np.ndarray, ...]:
         """Takes the finished vectors of a request out of the executor, in the order of its sequences."""

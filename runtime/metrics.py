@@ -101,6 +101,10 @@ class Metrics:
         if gap_seconds is not None:
             series.gap_seconds.observe(gap_seconds)
 
+    def computed(self, model: str, joules: float) -> None:
+        """Counts the energy of a step."""
+        self._of(model).joules.inc(joules)
+
     def queue(self, model: str, running: int, waiting: int) -> None:
         """Sets how many of a model's requests run and wait now."""
         series = self._of(model)
@@ -152,6 +156,7 @@ class _RequestFamilies:
     preemptions: Counter
     by_residency: Counter
     started: Counter
+    joules: Counter
     finished: Counter
     prompt_tokens: Counter
     generation_tokens: Counter
@@ -182,6 +187,7 @@ class _RequestFamilies:
             preemptions=counter("vllm:num_preemptions", "Sequences that gave their KV blocks back before they ended."),
             by_residency=counter("plait_requests_by_residency", "Requests by where the model was.", "class"),
             started=counter("plait_requests_started", "Requests whose first step began."),
+            joules=counter("plait_joules", "Energy of steps, measured or modelled; 0 where nothing is known of power."),
             finished=counter("vllm:request_success", "Requests that ended, by how.", "finished_reason"),
             prompt_tokens=counter("vllm:prompt_tokens", "Tokens of the prompts of ended requests."),
             generation_tokens=counter("vllm:generation_tokens", "Tokens generated."),
@@ -203,6 +209,7 @@ class _ModelSeries:
     prefix_hits: Counter
     preemptions: Counter
     started: Counter
+    joules: Counter
     prompt_tokens: Counter
     generation_tokens: Counter
     first_token_seconds: Histogram
@@ -220,6 +227,7 @@ class _ModelSeries:
             prefix_hits=families.prefix_hits.labels(model),
             preemptions=families.preemptions.labels(model),
             started=families.started.labels(model),
+            joules=families.joules.labels(model),
             prompt_tokens=families.prompt_tokens.labels(model),
             generation_tokens=families.generation_tokens.labels(model),
             first_token_seconds=families.first_token_seconds.labels(model),

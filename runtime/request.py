@@ -14,7 +14,9 @@ __all__ = [
     "ClassifyResult",
     "Completion",
     "EmbedResult",
+    "Energy",
     "FinishReason",
+    "JoulesSource",
     "ModelStatus",
     "Piece",
     "Residency",
@@ -32,6 +34,7 @@ __all__ = [
 MAX_LOGPROBS = 20  # of the likeliest tokens in the place of each, as OpenAI has it
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+JoulesSource: TypeAlias = Literal["measured", "modelled"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]
 
 
@@ -135,6 +138,14 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """What the steps that computed for a request have taken: its share of them."""
+
+    joules: float
+    source: JoulesSource
+
+
+@dataclass(frozen=True)
 class Usage:
     """What an answer cost. Times count from the moment the request was submitted."""
 
@@ -145,6 +156,13 @@ class Usage:
     time_to_first_token_seconds: float
     total_seconds: float
     cached_tokens: int = 0  # of the prompt, that were in the KV cache
+    energy: Energy | None = None  # None: nothing is known of power
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Joules over the tokens of prompt and answer together."""
+        num_tokens = self.prompt_tokens + self.completion_tokens
+        return None if self.energy is None or not num_tokens else self.energy.joules / num_tokens
 
 
 @dataclass(frozen=True)

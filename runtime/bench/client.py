@@ -72,6 +72,8 @@ class Reply:
     output_tokens: int = 0
     input_tokens: int | None = None  # None: the server did not say
     counted_by: Literal["usage", "chunks"] = "usage"  # the output tokens
+    joules: float | None = None  # None: the server did not say
+    joules_source: str | None = None
 
     @property
     def tpot_seconds(self) -> float | None:
@@ -95,6 +97,8 @@ class _Stream:
     is_done: bool = False
     input_tokens: int | None = None
     output_tokens: int | None = None
+    joules: float | None = None
+    joules_source: str | None = None
 
     def take(self, line: str) -> None:
         """Reads one line of server-sent events."""
@@ -114,11 +118,13 @@ class _Stream:
         except (ValueError, TypeError, AttributeError):
             raise _StreamError("malformed stream") from None
 
-    def _usage(self, usage: dict[str, int]) -> None:
+    def _usage(self, usage: dict[str, int | float | str | None]) -> None:
         if (completion := usage.get("completion_tokens")) is not None:
             self.output_tokens = int(completion)
         if (prompt := usage.get("prompt_tokens")) is not None:
             self.input_tokens = int(prompt)
+        if (joules := usage.get("joules")) is not None:
+            self.joules, self.joules_source = float(joules), str(usage.get("joules_source"))
 
     def _choice(self, choice: dict[str, object]) -> None:
         now = time.perf_counter() - self.began
@@ -145,6 +151,8 @@ class _Stream:
             output_tokens=len(times) if self.output_tokens is None else self.output_tokens,
             input_tokens=self.input_tokens,
             counted_by="chunks" if self.output_tokens is None else "usage",
+            joules=self.joules,
+            joules_source=self.joules_source,
         )
 
 

@@ -24,7 +24,7 @@ from ...compiler.bundle.manifest import ModelEntry
 from ...compiler.text import Table, format_bytes, format_seconds
 from ...errors import ConfigurationError
 from ..engine import Runtime
-from ..request import SamplingParams
+from ..request import SamplingParams, Usage
 from .prompts import random_prompt
 
 __all__ = ["BATCHES", "PROMPTS", "EngineRates", "Rate", "measure_engine"]
@@ -45,6 +45,15 @@ class Rate:
     tokens_per_s: float  # median
     least: float
     most: float
+    joules_per_token: float | None = None  # median; of decode with the short prompt's share; None: not known
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One run of a kind of step."""
+
+    tokens_per_s: float
+    joules_per_token: float | None
 
 
 @dataclass(frozen=True)
@@ -85,14 +94,16 @@ class EngineRates:
         decode = Table(
             f"decode of {self.model}, {format_bytes(self.weights_bytes)} of weights, "
             f"memory read at {format_bytes(self.read_bytes_per_s)}/s",
-            ("at once", "tokens/s", "least", "most", "step", "of roofline"),
+            ("at once", "tokens/s", "least", "most", "J/token", "step", "of roofline"),
             tuple(
                 (*_cells(rate), format_seconds(rate.size / rate.tokens_per_s), f"{self.roofline_share(rate):.1%}")
                 for rate in self.decode
             ),
         )
         rows = tuple(map(_cells, self.prefill))
-        prefill = Table("prefill", ("tokens", "tokens/s", "least", "most"), rows, note="\n".join(self.left_out))
+        prefill = Table(
+            "prefill", ("tokens", "tokens/s", "least", "most", "J/token"), rows, note="\n".join(self.left_out)
+        )
         return [decode, prefill]
 
 
@@ -171,10 +182,12 @@ def _answer_tokens(entry: ModelEntry, num_at_once: int) -> int:
     return min(_MOST_TOKENS, room // 2)
 
 
-async def _decode_rate(runtime: Runtime, entry: ModelEntry, num_at_once: int, seed: int) -> float | None:
+async def _decode_rate(runtime: Runtime, entry: ModelEntry, num_at_once: int, seed: int) -> _Measured | None:
     """Returns the tokens a second while so many answers are under way; None if they ended too soon."""
     generator = random.Random(seed)
     params = SamplingParams(max_tokens=_answer_tokens(entry, num_at_once), temperature=0, ignore_eos=True)
+
+    usages: list[Usage] = []
 
     async def times() -> list[float]:
         """Returns when each token came."""
@@ -183,10 +196,12 @@ async def _decode_rate(runtime: Runtime, entry: ModelEntry, num_at_once: int, se
         came: list[float] = []
         async for piece in runtime.generate_async(entry.name, prompt, params):
             came += [time.perf_counter()] * len(piece.token_ids)
+            usages.extend([piece.usage] if piece.usage else [])
         return came
 
     answers = await asyncio.gather(*(times() for _ in range(num_at_once)))
-    return _overlap_rate(answers)
+    rate = _overlap_rate(answers)
+    return None if rate is None else _Measured(rate, _joules_of_a_token(usages, sum(map(len, answers))))
 
 
 def _overlap_rate(answers: Sequence[Sequence[float]]) -> float | None:
@@ -200,16 +215,24 @@ def _overlap_rate(answers: Sequence[Sequence[float]]) -> float | None:
     return num_tokens / (end - begin)
 
 
-def _prefill_rate(runtime: Runtime, entry: ModelEntry, num_tokens: int, seed: int) -> float:
+def _prefill_rate(runtime: Runtime, entry: ModelEntry, num_tokens: int, seed: int) -> _Measured:
     generator = np.random.default_rng((num_tokens, seed))
     prompt = generator.integers(entry.config.vocab_size, size=num_tokens).tolist()
     usage = runtime.complete(entry.name, prompt, SamplingParams(max_tokens=1, temperature=0)).usage
-    return num_tokens / usage.time_to_first_token_seconds
+    return _Measured(num_tokens / usage.time_to_first_token_seconds, _joules_of_a_token([usage], num_tokens))
 
 
-def _rate(size: int, rates: Sequence[float | None]) -> list[Rate]:
-    known = [rate for rate in rates if rate is not None]
-    return [Rate(size, statistics.median(known), min(known), max(known))] if known else []
+def _joules_of_a_token(usages: Sequence[Usage], num_tokens: int) -> float | None:
+    joules = [usage.energy.joules for usage in usages if usage.energy is not None]
+    return sum(joules) / num_tokens if joules else None
+
+
+def _rate(size: int, runs: Sequence[_Measured | None]) -> list[Rate]:
+    known = [run.tokens_per_s for run in runs if run is not None]
+    joules = [run.joules_per_token for run in runs if run is not None and run.joules_per_token is not None]
+    if not known:
+        return []
+    return [Rate(size, statistics.median(known), min(known), max(known), statistics.median(joules) if joules else None)]
 
 
 def _read_bandwidth(num_bytes: int, num_runs: int) -> float:
@@ -229,4 +252,5 @@ def _read_bandwidth(num_bytes: int, num_runs: int) -> float:
 
 
 def _cells(rate: Rate) -> tuple[str, ...]:
-    return (str(rate.size), *(f"{value:.4g}" for value in (rate.tokens_per_s, rate.least, rate.most)))
+    joules = "-" if rate.joules_per_token is None else f"{rate.joules_per_token:.3g}"
+    return (str(rate.size), *(f"{value:.4g}" for value in (rate.tokens_per_s, rate.least, rate.most)), joules)

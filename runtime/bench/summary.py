@@ -81,6 +81,10 @@ class Summary:
     latencies: dict[str, Percentiles | None]  # ttft, tpot, itl, e2e; in seconds
     attainment: Attainment | None
     by_model: dict[str, Summary]  # where there are several
+    joules: float | None = None  # of the answers, as far as the server said; None: it said nothing
+    joules_source: str | None = None  # "measured" or "modelled"
+    num_joules_requests: int = 0  # answers whose joules are known
+    num_joules_tokens: int = 0  # of their prompts and answers
 
     @property
     def requests_per_s(self) -> float:
@@ -91,6 +95,16 @@ class Summary:
     def output_tokens_per_s(self) -> float:
         """Tokens a second, of all answers together."""
         return _rate(self.output_tokens, self.seconds)
+
+    @property
+    def joules_per_request(self) -> float | None:
+        """Joules of an answer."""
+        return None if self.joules is None else self.joules / self.num_joules_requests
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Joules of a token, of the prompt or the answer."""
+        return None if self.joules is None else _rate(self.joules, self.num_joules_tokens)
 
     def to_json(self) -> dict[str, object]:
         """Returns all figures, times in seconds."""
@@ -108,6 +122,10 @@ class Summary:
             "tokens_counted_by": list(self.counted_by),
             "latest_seconds": self.latest_seconds,
             **{f"{name}_seconds": None if found is None else found.to_json() for name, found in self.latencies.items()},
+            "joules": self.joules,
+            "joules_source": self.joules_source,
+            "joules_per_request": self.joules_per_request,
+            "joules_per_token": self.joules_per_token,
             "slo": None if self.attainment is None else self.attainment.to_json(),
             "models": {name: summary.to_json() for name, summary in self.by_model.items()},
         }
@@ -127,6 +145,9 @@ class Summary:
                 f"{self.input_tokens} in, {self.output_tokens} out, counted by {' and '.join(self.counted_by) or '-'}",
             ),
         ]
+        if self.joules is not None:
+            each, token = self.joules_per_request, self.joules_per_token
+            facts.append(("energy", f"{each:.3g} J a request, {token:.3g} J a token, {self.joules_source}"))
         if self.latest_seconds:
             facts.append(("sent late", f"by {format_seconds(self.latest_seconds)} at most"))
         return facts + (_attainment_facts(self.attainment) if self.attainment else [])
@@ -162,6 +183,7 @@ def _summary(
 ) -> Summary:
     replies = [outcome.reply for outcome in outcomes]
     answered = [reply for reply in replies if reply.failure is None]
+    counted = [reply for reply in answered if reply.joules is not None]
     failures = Counter(reply.failure for reply in replies if reply.failure is not None)
     return Summary(
         num_requests=len(replies),
@@ -181,6 +203,10 @@ def _summary(
         },
         attainment=_attainment(outcomes, seconds, bounds) if bounds else None,
         by_model=by_model or {},
+        joules=sum(reply.joules or 0.0 for reply in counted) if counted else None,
+        joules_source=" and ".join(sorted({reply.joules_source or "" for reply in counted})) if counted else None,
+        num_joules_requests=len(counted),
+        num_joules_tokens=sum((reply.input_tokens or 0) + reply.output_tokens for reply in counted),
     )
 
 

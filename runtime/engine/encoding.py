@@ -92,6 +92,7 @@ class Encoding:
             switch_seconds=timing.switch_seconds,
             time_to_first_token_seconds=seconds,
             total_seconds=seconds,
+            energy=outcome.energy,
         )
         self._exchange.metrics.request_finished(request.model, "stop", usage)
         return EmbedResult(np.stack(outcome.vectors), usage)

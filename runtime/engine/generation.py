@@ -82,7 +82,7 @@ class Generation:
         return request, answer
 
     def _piece(self, request: Request, answer: Answer, outcome: Outcome) -> Piece | None:
-        piece = answer.push(outcome.reply, self._exchange.now(), outcome.logprobs)
+        piece = answer.push(outcome.reply, self._exchange.now(), outcome.logprobs, outcome.energy)
         if piece is not None and piece.finish_reason is not None:
             self._check_constraint(request)
             self._exchange.metrics.request_finished(request.model, piece.finish_reason, piece.usage)

@@ -22,6 +22,7 @@ from ...compiler.target import Target
 from ...errors import ConfigurationError
 from ..clock import MonotonicClock
 from ..core import EngineCore, TierUse
+from ..energy import energy_meter
 from ..executor import JaxExecutor
 from ..metrics import Metrics
 from ..request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams, ToolUse
@@ -106,7 +107,14 @@ class Runtime:
         )
         self._served = ServedModels(self.bundle, entries, tool_formats)
         clock = MonotonicClock()
-        self._core = EngineCore(self._scheduler, executor, clock, self.metrics, max_requests=max_requests)
+        self._core = EngineCore(
+            self._scheduler,
+            executor,
+            clock,
+            self.metrics,
+            max_requests=max_requests,
+            energy=energy_meter(self.target, manifest.num_devices),
+        )
         exchange = Exchange(self._core, clock, self.metrics)
         self._generation = Generation(exchange)
         self._encoding = Encoding(exchange)

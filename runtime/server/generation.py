@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from ...errors import ContextLengthError
-from ..request import FinishReason, Piece, SamplingParams, TokenLogprobs, ToolCall, ToolCallDelta, Usage
+from ..request import Energy, FinishReason, Piece, SamplingParams, TokenLogprobs, ToolCall, ToolCallDelta, Usage
 from ..tool_calls import whole_calls
 from .engine import Engine
 
@@ -135,12 +135,13 @@ def _cached_tokens(cached: Sequence[int], num_choices: int) -> int:
 
 
 def total_usage(usages: Sequence[Usage], num_choices: int = 1) -> Usage:
-    """Returns what answers that ran together cost: tokens are summed, times are those of the slowest.
+    """Returns what answers that ran together cost: tokens and energy are summed, times are those of the slowest.
 
     Args:
         usages: Of all answers, in any order.
         num_choices: Answers to each prompt, whose tokens are counted once.
     """
+    energies = [usage.energy for usage in usages if usage.energy is not None]
     return Usage(
         prompt_tokens=sum(usage.prompt_tokens for usage in usages) // num_choices,
         completion_tokens=sum(usage.completion_tokens for usage in usages),
@@ -148,5 +149,6 @@ def total_usage(usages: Sequence[Usage], num_choices: int = 1) -> Usage:
         switch_seconds=max(usage.switch_seconds for usage in usages),
         time_to_first_token_seconds=max(usage.time_to_first_token_seconds for usage in usages),
         total_seconds=max(usage.total_seconds for usage in usages),
+        energy=Energy(sum(one.joules for one in energies), energies[0].source) if energies else None,
         cached_tokens=_cached_tokens([usage.cached_tokens for usage in usages], num_choices),
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from ..request import FinishReason, Residency, TokenLogprobs, TokenScore, ToolCall, ToolCallDelta
+from ..request import FinishReason, JoulesSource, Residency, TokenLogprobs, TokenScore, ToolCall, ToolCallDelta
 from ..request import Usage as EngineUsage
 
 __all__ = [
@@ -87,6 +87,9 @@ class Usage(BaseModel):
     completion_tokens_after_first_per_sec: float  # of the time after the first token; 0 for an answer of one
     queue_ms: float
     switch_ms: float  # of the queue's time, waiting for the model to be made hot
+    joules: float | None  # of all steps for it, its share; null where nothing is known of power
+    joules_per_token: float | None  # of the prompt and the answer together
+    joules_source: JoulesSource | None
 
     @classmethod
     def of(cls, usage: EngineUsage) -> Usage:
@@ -103,6 +106,9 @@ class Usage(BaseModel):
             completion_tokens_after_first_per_sec=_rate(usage.completion_tokens - 1, after_first_seconds),
             queue_ms=usage.queue_seconds * 1000,
             switch_ms=usage.switch_seconds * 1000,
+            joules=usage.energy.joules if usage.energy else None,
+            joules_per_token=usage.joules_per_token,
+            joules_source=usage.energy.source if usage.energy else None,
         )
 
 
@@ -341,6 +347,9 @@ class EmbeddingUsage(BaseModel):
     total_latency: Seconds
     queue_ms: float
     switch_ms: float
+    joules: float | None
+    joules_per_token: float | None
+    joules_source: JoulesSource | None
 
     @classmethod
     def of(cls, usage: EngineUsage) -> EmbeddingUsage:
@@ -351,6 +360,9 @@ class EmbeddingUsage(BaseModel):
             total_latency=usage.total_seconds,
             queue_ms=usage.queue_seconds * 1000,
             switch_ms=usage.switch_seconds * 1000,
+            joules=usage.energy.joules if usage.energy else None,
+            joules_per_token=usage.joules_per_token,
+            joules_source=usage.energy.source if usage.energy else None,
         )
 
 

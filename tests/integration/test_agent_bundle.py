@@ -68,6 +68,23 @@ def test_a_greedy_answer_is_right_streamed_or_not(client: openai.OpenAI) -> None
     assert whole.choices[0].finish_reason == "stop"
 
 
+def test_a_tool_is_called_with_what_the_question_says(client: openai.OpenAI) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+    }
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": parameters, "strict": True}}]
+    question = [{"role": "user", "content": "What is the weather in Paris, in celsius?"}]
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    fields = {"model": "chat", "messages": question, "tools": tools, "tool_choice": named, "temperature": 0}
+    choice = client.chat.completions.create(**fields, max_tokens=80).choices[0]  # type: ignore[call-overload]
+    (call,) = choice.message.tool_calls or ()
+    assert json.loads(call.function.arguments) == {"city": "Paris", "unit": "celsius"}
+    assert choice.finish_reason == "tool_calls"
+
+
 def test_a_seeded_answer_can_be_had_again(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str | None:
         answer = client.completions.create(

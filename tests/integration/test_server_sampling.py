@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from plait.compiler.target import load_target
 from plait.errors import InvalidRequestError
 from plait.runtime.engine import Runtime
 from plait.runtime.request import SamplingParams
@@ -214,3 +216,25 @@ def test_nothing_is_kept_of_logprobs_that_nobody_reads(tiny_runtime) -> None:
     pieces.close()
     tiny_runtime.complete("chat", "The cat", params)
     assert tiny_runtime._core._executor.logprobs == {}
+
+
+def test_energy_is_in_usage_and_metrics(tiny_sdk, tiny_runtime) -> None:
+    def counted() -> float:
+        text = tiny_runtime.metrics.render()[0].decode()
+        return float(re.findall(r'^plait_joules_total\{model_name="chat"\} (.*)$', text, re.MULTILINE)[0])
+
+    before = counted()
+    one, three = (chat(tiny_sdk, **WARM, n=n).usage for n in (1, 3))
+    assert one.joules_source in ("modelled", "measured")
+    assert one.joules_per_token == pytest.approx(one.joules / one.total_tokens)
+    assert 0 < one.joules < three.joules
+    assert counted() - before >= 0.999 * (one.joules + three.joules)  # others may have been in the steps
+    if one.joules_source == "modelled":
+        assert one.joules < tiny_runtime.target.power.peak_watts * one.total_latency
+
+
+def test_energy_is_null_where_nothing_is_known_of_power(tiny_bundle: Path) -> None:
+    target = dataclasses.replace(load_target("cpu-tiered"), power=None)
+    with Runtime(tiny_bundle, target=target) as runtime:
+        usage = runtime.complete("chat", "x", SamplingParams(max_tokens=2)).usage
+        assert usage.energy is None or usage.energy.source == "measured"
