@@ -28,6 +28,7 @@ from .events import (
     GenerateWork,
     LoadBlocks,
     Prefill,
+    Reply,
     Request,
     SaveBlocks,
     SequenceEntry,
@@ -193,8 +194,9 @@ class Simulation:
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
             self._observe(self.now, action)
-            for at, event in self._consequences(action):
-                self.send(at, event)
+            if not isinstance(action, Reply):  # most actions are, and nothing follows from them
+                for at, event in self._consequences(action):
+                    self.send(at, event)
 
     def _consequences(self, action: Action) -> list[tuple[float, Event]]:
         """Returns the events that an action leads to, and when."""
