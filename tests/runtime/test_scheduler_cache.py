@@ -130,6 +130,15 @@ def test_blocks_that_two_share_are_kept_when_one_leaves():
     assert answers(records)[2] == answer_of(arrivals[1][1], never_ends)[0]
 
 
+def test_a_prompt_takes_what_another_has_computed_since_it_was_admitted():
+    answering = generate(1, "a", prompt=(1, 2), max_tokens=14)
+    answer = answer_of(answering, never_ends)[0]
+    arrivals = [(1.0, answering), (1.112, generate(2, "a", prompt=(1, 2, *answer[:12]), max_tokens=2))]
+    records = played([A], arrivals, hbm=ONE, draw_token=never_ends, prefill_tokens=1, decode_steps=4)
+    assert entries(records, 2)[0].start == 0
+    assert cached(records)[2] >= 4
+
+
 # Chunks
 
 
