@@ -80,8 +80,9 @@ def test_a_tool_is_called_with_what_the_question_says(client: openai.OpenAI) -> 
     named = {"type": "function", "function": {"name": "get_weather"}}
     fields = {"model": "chat", "messages": question, "tools": tools, "tool_choice": named, "temperature": 0}
     choice = client.chat.completions.create(**fields, max_tokens=80).choices[0]  # type: ignore[call-overload]
-    (call,) = choice.message.tool_calls or ()
-    assert json.loads(call.function.arguments) == {"city": "Paris", "unit": "celsius"}
+    calls = choice.message.tool_calls or []
+    assert [call.function.name for call in calls] == ["get_weather"]
+    assert json.loads(calls[0].function.arguments) == {"city": "Paris", "unit": "celsius"}
     assert choice.finish_reason == "tool_calls"
 
 
