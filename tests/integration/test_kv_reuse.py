@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 import plait
@@ -14,6 +15,7 @@ from plait.compiler.bundle.manifest import ModelEntry
 from plait.runtime.engine import Runtime
 from plait.runtime.events import LoadBlocks, SaveBlocks
 from plait.runtime.request import Completion, SamplingParams
+from plait.runtime.server.serve import serving
 
 PROMPT = [(index * 7) % 200 + 10 for index in range(70)]  # four blocks and a part of a fifth
 SHORT = SamplingParams(max_tokens=8, temperature=0)
@@ -102,6 +104,19 @@ def test_choices_that_come_together_compute_their_prompt_once(runtime: Runtime, 
     answers = together(runtime, [PROMPT] * 3, [dataclasses.replace(SHORT, cache_salt="choices")] * 3)
     assert {answer.token_ids for answer in answers} == {expected[70, 8]}
     assert sorted(answer.usage.cached_tokens for answer in answers) == [0, 69, 69]
+
+
+def test_over_http_cached_tokens_are_told_and_keys_share_nothing(runtime: Runtime) -> None:
+    def cached_tokens(key: str, **fields: object) -> int:
+        body = {"model": "chat", "prompt": PROMPT, "max_tokens": 1, **fields}
+        response = httpx.post(f"{url}/v1/completions", json=body, headers={"authorization": f"Bearer {key}"})
+        return response.raise_for_status().json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with serving(runtime, api_keys=["one", "two"]) as url:
+        found = [cached_tokens(key) for key in ("one", "two", "one")]
+        assert found == [0, 0, 64]
+        assert cached_tokens("one", cache_salt="apart") == 0
+        assert cached_tokens("one", n=2, cache_salt="choices") == 0  # of the prompt, which counts once
 
 
 @pytest.mark.parametrize("prefill_tokens", [1, 10, 16, None])

@@ -258,6 +258,14 @@ def test_parameters_of_sampling_reach_the_engine(http, engine) -> None:
     assert params.logprobs == 3
 
 
+def test_whose_turn_it_is_and_who_shares_a_cache_reach_the_engine(http, engine) -> None:
+    chat(http, priority=-3, user="ann", cache_salt="secret")
+    params = engine.params[-1]
+    assert (params.priority, params.client, params.cache_salt) == (-3, "ann", "secret")
+    chat(http)
+    assert (engine.params[-1].priority, engine.params[-1].client, engine.params[-1].cache_salt) == (0, "", "")
+
+
 def test_each_choice_has_a_seed_of_its_own_and_the_first_the_requests(http, engine) -> None:
     engine.params.clear()
     response = chat(http, n=3, seed=5).json()
