@@ -84,7 +84,7 @@ def machine_of_plan(plan: RackPlan, *, target: Target | None = None, budget: Tie
         step_cost=lambda step: of_copy[step.model].seconds(step),
         step_watts=(lambda step: of_copy[step.model].watts(step)) if has_power else None,
         source="steps as planned",
-        workflows=tuple(plan.workflows.values()),
+        workflows=tuple(each for each in plan.workflows.values() if set(each) <= set(of_copy)),  # none of copies
     )
 
 
