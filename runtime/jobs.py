@@ -56,7 +56,8 @@ class GenerateJob(Job):
     blocks: list[int] = field(default_factory=list[int])
     num_indexed: int = 0  # blocks of the table that can be found by others
     num_cached: int = 0  # tokens of the prompt that were in the cache when it first came to run
-    was_preempted: bool = False
+    was_preempted: bool = False  # after its first step
+    is_charged: bool = False  # whether its prompt counts against its client's share
     _digests: list[bytes] = field(default_factory=list[bytes])  # of the full blocks, as far as they were asked for
 
     @staticmethod

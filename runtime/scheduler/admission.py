@@ -35,8 +35,9 @@ class Admission:
                     break
                 copy = copy_of_tail(queue, job)
                 actions += [] if copy is None else [CopyBlocks(queue.entry.name, (copy,))]
-                if not job.was_preempted:  # what is computed anew is not the client's doing
+                if not job.is_charged:  # what is computed anew is not the client's doing
                     queue.shares.charge(job.request.client, job.num_pending)
+                    job.is_charged = True
                 queue.running.append(job)
             queue.waiting.remove(job)
         return actions

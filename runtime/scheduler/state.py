@@ -95,7 +95,10 @@ class State:
         """Makes a running job wait again, without blocks."""
         self.leave(job)
         job.num_computed = job.num_indexed = 0
-        job.was_preempted = True
+        if job.started_at is None:
+            job.num_cached = 0  # what was found for it may be gone when it comes to run
+        else:
+            job.was_preempted = True
         queue.num_preemptions += 1
         self.wait(job)
 

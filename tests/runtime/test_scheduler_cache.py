@@ -62,6 +62,18 @@ def test_the_next_turn_finds_the_answer_in_the_cache():
     assert cached(records)[2] == 8  # of the 10 that were computed, whole blocks
 
 
+def test_what_was_found_and_lost_before_the_first_step_was_not_cached():
+    """An older answer takes the blocks that a prompt has found, before any step computes for it."""
+    small = decoder("a", num_blocks=4)
+    arrivals = [
+        (1.0, generate(1, "a", prompt=(1,) * 8, max_tokens=1)),
+        (1.2, generate(2, "a", prompt=tuple(range(2, 10)), max_tokens=8)),
+        (1.205, generate(3, "a", prompt=(1,) * 6)),
+    ]
+    records = played([small], arrivals, hbm=ONE, draw_token=never_ends)
+    assert cached(records) == {1: 0, 2: 0, 3: 0}
+
+
 def test_salts_keep_tenants_apart():
     arrivals = [(float(i), generate(i, "a", prompt=PROMPT, salt=salt)) for i, salt in enumerate("xyx", 1)]
     assert cached(played([A], arrivals, hbm=ONE)) == {1: 0, 2: 0, 3: 8}

@@ -11,7 +11,8 @@ knows only the manifest's numbers, the events and the actions.
   come there by a step, or by copies of what was there. No step writes to a block that another of its sequences has.
 - Answers: the tokens that a request streams are those of the pure draw function, each once, with one end.
 - Order: of one client in one model and class, first come is first begun; but a prompt that a step completes may pass
-  one that needs several, and a prompt whose beginning is being computed for another may be passed.
+  one that needs several, and a prompt may be passed whose beginning is being computed for another, or of which only
+  the last token is not in the cache.
 - Timing: what a reply says of waits, switches and cached tokens is what happened.
 """
 
@@ -300,10 +301,15 @@ class VirtualMachine:
                 assert self._is_shared(other), f"{client.request} begins before {other.request}"
 
     def _is_shared(self, client: Client) -> bool:
-        """Whether somebody's prompt, for whom steps compute, begins like a client's."""
+        """Whether all but the last token of a client's prompt is in the cache, or steps compute its beginning."""
         work = client.request.work
         if not isinstance(work, GenerateWork):
             return False
+        history: int | str = work.salt
+        for token in work.prompt[:-1]:
+            history = self._history(history, token)
+        if history in self.cache[client.request.model].values():
+            return True  # it begins with a decode step, whose turn comes next
         num_tokens = min(len(work.prompt) - 1, self._block_tokens(client.request.model))
         return any(
             other.has_begun
