@@ -100,6 +100,7 @@ def _model_data(model: ModelEntry) -> dict[str, object]:
             }
             for program in model.programs
         ],
+        "products": [asdict(product) for product in model.products],
     }
 
 
@@ -140,6 +141,23 @@ def _print_bundle(opened: Bundle) -> None:
         title="programs",
     )
     print()
+    products = [(model.name, product) for model in manifest.models for product in model.products]
+    if products:
+        print_table(
+            ["model ", "weight ", "form ", "measured", "in one piece"],
+            [
+                (
+                    name,
+                    f"[{product.out_size}, {product.in_size}]",
+                    "one piece" if product.slices == 1 else f"{product.slices} slices",
+                    format_seconds(product.seconds[product.slices]),
+                    format_seconds(product.seconds[1]),
+                )
+                for name, product in products
+            ],
+            title="products of at most 8 rows, in the form that was fastest",
+        )
+        print()
     print_table(
         ["tier ", "all models", "budget", "capacity", "utilization"],
         [

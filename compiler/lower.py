@@ -29,9 +29,12 @@ from .configuration import BLOCK_TOKENS, Configuration
 from .cut import StageCut, one_stage
 from .evaluate import evaluate_graph
 from .graph import Value
-from .implementations import PagedView, implementations_for, pool_dtype
+from .implementations import implementations_for
+from .merge import Merge, merge_specs
 from .mesh import Layout, Mesh
+from .paged_attention import PagedView, pool_dtype
 from .partition.plan import Sharding
+from .products import ProductForm
 from .target import Target
 from .trace import Traced
 
@@ -62,7 +65,7 @@ class Program:
 
 
 def pool_shape(config: DecoderConfig, num_blocks: int) -> tuple[int, ...]:
-    """Returns the shape of one layer's KV pool: [blocks, block tokens, keys and values, kv heads, head size].
+    """Returns the shape of one layer's KV pool: [blocks, keys and values, kv heads, block tokens, head size].
 
     A latent cache has one entry, latent vector and rotary key side by side, in the place of keys and values.
 
@@ -71,13 +74,13 @@ def pool_shape(config: DecoderConfig, num_blocks: int) -> tuple[int, ...]:
         num_blocks: A number, or the dimension that stands for it while a program is exported.
     """
     (heads, size), (_, second_size) = config.cache_shapes
-    entry = (2, heads, size) if config.latent is None else (1, heads, size + second_size)
-    return (num_blocks, BLOCK_TOKENS, *entry)
+    parts, size = (2, size) if config.latent is None else (1, size + second_size)
+    return (num_blocks, parts, heads, BLOCK_TOKENS, size)
 
 
 def pool_layout(head_axes: tuple[str, ...]) -> Layout:
     """Returns how a KV pool lies over a mesh whose axes `head_axes` divide its heads."""
-    return Layout(((), (), (), head_axes, ()))
+    return Layout(((), (), head_axes, (), ()))
 
 
 def pool_axes(sharding: Sharding, values: Sequence[Value]) -> tuple[str, ...]:
@@ -101,7 +104,16 @@ def pool_axes(sharding: Sharding, values: Sequence[Value]) -> tuple[str, ...]:
     return next(iter(heads), ())
 
 
-def lower(traced: Traced, config: ModelConfig, configuration: Configuration, dtype: str, target: Target) -> Program:
+def lower(
+    traced: Traced,
+    config: ModelConfig,
+    configuration: Configuration,
+    dtype: str,
+    target: Target,
+    *,
+    merges: Sequence[Merge] = (),
+    products: Sequence[ProductForm] = (),
+) -> Program:
     """Lowers a traced model for one device of a target.
 
     Args:
@@ -110,8 +122,11 @@ def lower(traced: Traced, config: ModelConfig, configuration: Configuration, dty
         configuration: The shapes to lower for.
         dtype: Of weights and KV cache.
         target: Picks the implementations of the named ops.
+        merges: Parameters that are stored as one.
+        products: The forms in which products of a few rows are fastest.
     """
-    return lower_stage(one_stage(traced), config, configuration, dtype, target)
+    stage = one_stage(traced)
+    return lower_stage(stage, config, configuration, dtype, target, merges=merges, products=products)
 
 
 def lower_stage(
@@ -122,6 +137,8 @@ def lower_stage(
     target: Target,
     *,
     num_blocks: int | None = None,
+    merges: Sequence[Merge] = (),
+    products: Sequence[ProductForm] = (),
 ) -> Program:
     """Lowers one stage of a traced model, for one device or for a mesh.
 
@@ -132,12 +149,14 @@ def lower_stage(
         dtype: Of weights and KV cache.
         target: Picks the implementations of the named ops.
         num_blocks: Of each KV pool; None for a number that is chosen when the program is compiled, on one device only.
+        merges: Parameters that are stored as one, on one device only.
+        products: The forms in which products of a few rows are fastest.
 
     Raises:
         ConfigurationError: if the sharding divides KV caches other than over their heads.
     """
-    step = _Step(stage, dtype, target)
-    arguments = _arguments(stage, config, configuration, dtype, num_blocks)
+    step = _Step(stage, dtype, target, merges, products)
+    arguments = _arguments(stage, config, configuration, dtype, num_blocks, merges)
     function = step.run
     if stage.sharding is not None:
         mesh = _abstract_mesh(stage.sharding.mesh)
@@ -162,6 +181,8 @@ class _Step:
     stage: StageCut
     dtype: str
     target: Target
+    merges: Sequence[Merge]
+    products: Sequence[ProductForm]
 
     def run(
         self, parameters: dict[str, Array], inputs: dict[str, Array], pools: list[Array], handed: list[Array]
@@ -173,12 +194,15 @@ class _Step:
             for layer, pool in zip(_layers(stage), pools, strict=True)
         }
         handed_values = dict(zip(stage.takes, handed, strict=True))
+        parts = {name: part for merge in self.merges for name, part in merge.parts(parameters[merge.name]).items()}
 
         def content(value: Value) -> object:
             if value.id in handed_values:
                 return handed_values[value.id]
             if value.kind == "cache":
                 return views[_layer(value)]
+            if value.name in parts:
+                return parts[value.name]
             return parameters[value.name] if value.kind == "parameter" else inputs[value.name]
 
         results = self._evaluate([content(graph.values[value]) for value in graph.inputs])
@@ -187,7 +211,7 @@ class _Step:
 
     def _evaluate(self, arguments: list[object]) -> list[object]:
         traced, sharding = self.stage.traced, self.stage.sharding
-        implementations = implementations_for(self.target)
+        implementations = implementations_for(self.target, self.products)
         if sharding is None:
             return evaluate_graph(traced, arguments, implementations)
         if "attention" in implementations:
@@ -226,7 +250,12 @@ def _layers(stage: StageCut) -> tuple[int, ...]:
 
 
 def _arguments(
-    stage: StageCut, config: ModelConfig, configuration: Configuration, dtype: str, num_blocks: int | None
+    stage: StageCut,
+    config: ModelConfig,
+    configuration: Configuration,
+    dtype: str,
+    num_blocks: int | None,
+    merges: Sequence[Merge],
 ) -> _Arguments:
     """Abstract arguments of a stage's program."""
     values = stage.traced.graph.values
@@ -239,8 +268,9 @@ def _arguments(
         size = cast(int, export.symbolic_shape("num_blocks")[0]) if num_blocks is None else num_blocks
         pool = jax.ShapeDtypeStruct(pool_shape(config, size), pool_dtype(dtype))
         pools = [pool] * len(_layers(stage))
+    specs = {value.name: (value.shape, jnp.dtype(value.dtype)) for value in inputs if value.kind == "parameter"}
     return (
-        {value.name: _abstract(value) for value in inputs if value.kind == "parameter"},
+        {name: jax.ShapeDtypeStruct(*spec) for name, spec in merge_specs(specs, merges).items()},
         {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in integers.items()},
         pools,
         [_abstract(values[value]) for value in stage.takes],

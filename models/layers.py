@@ -46,6 +46,8 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_options",
+    "rotary_tables",
+    "rotate",
     "self_attention",
     "vocabulary_max",
 ]
@@ -130,12 +132,21 @@ def rope_options(rope: Rope) -> Mapping[str, Option]:
 def rope(x: Float[Array, "batch seq heads size"], positions: Int[Array, "batch seq"], **options: Option) -> Array:
     """Returns `x` with rotary positions applied; the options are fields of `config.Rope`."""
     spec = Rope(**options)  # type: ignore[arg-type]
-    size = spec.size or x.shape[-1]
-    frequencies = jnp.asarray(rope_frequencies(spec, size), jnp.float32)
+    return rotate(x, *rotary_tables(positions, spec, x.shape[-1]), spec)
+
+
+def rotary_tables(positions: Int[Array, "batch seq"], spec: Rope, size: int) -> tuple[Array, Array]:
+    """Returns cosines and sines, [batch, seq, half], for heads of `size` values."""
+    frequencies = jnp.asarray(rope_frequencies(spec, spec.size or size), jnp.float32)
     angle = positions[..., None].astype(jnp.float32) * frequencies
-    cos, sin = (part[:, :, None] for part in (jnp.cos(angle), jnp.sin(angle)))
-    if spec.magnitude != 1.0:
-        cos, sin = cos * spec.magnitude, sin * spec.magnitude
+    tables = jnp.cos(angle), jnp.sin(angle)
+    return tables if spec.magnitude == 1.0 else (tables[0] * spec.magnitude, tables[1] * spec.magnitude)
+
+
+def rotate(x: Float[Array, "batch seq heads size"], cos: Array, sin: Array, spec: Rope) -> Array:
+    """Returns `x` turned by what `rotary_tables` gave."""
+    size = spec.size or x.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]
     turning, rest = x[..., :size].astype(wide(x.dtype)), x[..., size:]
     if spec.is_interleaved:
         pairs = turning.reshape(*turning.shape[:-1], size // 2, 2)

@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Sharding
 
 from ..compiler.bundle.manifest import ModelEntry
-from ..compiler.implementations import pool_dtype
 from ..compiler.lower import pool_shape
+from ..compiler.paged_attention import pool_dtype
 from ..compiler.target import Link
 from ..models.config import DecoderConfig
 

@@ -24,8 +24,8 @@ from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.bundle.reader import Bundle
 from ..compiler.bundle.weights import MappedWeights
 from ..compiler.executable import device_sharding
-from ..compiler.implementations import pool_dtype
 from ..compiler.lower import pool_shape
+from ..compiler.paged_attention import pool_dtype
 from ..compiler.target import Link, Target
 from ..errors import ExecutionError
 from ..models.config import DecoderConfig

@@ -26,6 +26,7 @@ from ..configuration import BLOCK_TOKENS, Configuration, configurations
 from ..cut import StageCut
 from ..executable import compile_program, provide_devices, use_compilation_cache
 from ..memory import plan_memory
+from ..merge import merge_specs, merge_tensors
 from ..partition.footprint import Footprints
 from ..target import Target, load_target
 from .manifest import (
@@ -132,17 +133,17 @@ def _build_model(
     checkpoint = _stored_as(name, open_checkpoint(path), spec.weights)
     sizes = _sizes(name, spec, checkpoint)
     folder = f"models/{name}"
-    weights = writer.weights_path(f"{folder}/weights.safetensors")
-    _write_weights(weights, checkpoint, spec.dtype, lambda done, total: report(name, "weights", done, total))
-    writer.add_bytes(f"{folder}/tokenizer.json", checkpoint.tokenizer_json.encode())
-    if checkpoint.chat_template is not None:
-        writer.add_bytes(f"{folder}/chat_template.jinja", checkpoint.chat_template.encode())
     kv = _kv_plan(checkpoint, spec, sizes)
-    mapped = map_weights(weights)
     wanted = configurations(checkpoint.config, sequence=sizes.sequence, batch=sizes.batch)
     placed = place_model(
         checkpoint.config, wanted, spec.dtype, target, mesh=spec.stage_mesh, num_stages=spec.num_stages, kv=kv
     )
+    weights = writer.weights_path(f"{folder}/weights.safetensors")
+    _write_weights(weights, checkpoint, placed, lambda done, total: report(name, "weights", done, total))
+    writer.add_bytes(f"{folder}/tokenizer.json", checkpoint.tokenizer_json.encode())
+    if checkpoint.chat_template is not None:
+        writer.add_bytes(f"{folder}/chat_template.jinja", checkpoint.chat_template.encode())
+    mapped = map_weights(weights)
     return ModelEntry(
         name=name,
         aliases=spec.aliases,
@@ -164,6 +165,7 @@ def _build_model(
         eos_token_ids=checkpoint.eos_token_ids,
         sampling=_sampling(spec),
         placement=placed.placement,
+        products=placed.products,
     )
 
 
@@ -225,8 +227,9 @@ def _kv_plan(checkpoint: Checkpoint, spec: ModelSpec, sizes: _Sizes) -> KVPlan |
     return KVPlan(BLOCK_TOKENS, num_blocks, bytes_per_token, spec.dtype)
 
 
-def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: registry.Progress) -> None:
-    specs = {name: (p.shape, np.dtype(p.dtype)) for name, p in build(checkpoint.config, dtype).parameters.items()}
+def _write_weights(path: Path, checkpoint: Checkpoint, placed: PlacedModel, report: registry.Progress) -> None:
+    parameters = build(checkpoint.config, placed.dtype).parameters
+    specs = {name: (tuple(p.shape), np.dtype(p.dtype)) for name, p in parameters.items()}
     form: StoredForm | None = checkpoint.config.stored_form if isinstance(checkpoint.config, DecoderConfig) else None
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -240,7 +243,7 @@ def _write_weights(path: Path, checkpoint: Checkpoint, dtype: str, report: regis
                 yield name, checkpoint.read(name).astype(specs[name][1])
         report(len(names), len(names))
 
-    write_weights(path, tensors(), specs)
+    write_weights(path, merge_tensors(tensors(), placed.merges), merge_specs(specs, placed.merges))
 
 
 def _build_programs(

@@ -17,6 +17,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from ...errors import BundleIntegrityError, BundleVersionError, ModelNotFoundError
 from ...models.config import DecoderConfig, EncoderConfig, config_from_json, config_to_json
 from ..configuration import Configuration
+from ..products import ProductForm
 from ..target import Target
 from .placement import DeviceShare, Placement
 
@@ -32,7 +33,7 @@ __all__ = [
     "TierBudget",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -143,6 +144,7 @@ class ModelEntry:
     eos_token_ids: tuple[NonNegativeInt, ...]
     sampling: Sampling = field(default_factory=Sampling)
     placement: Placement | None = None  # None: whole on the first device
+    products: tuple[ProductForm, ...] = ()  # in which form products of a few rows were fastest where it was made
 
     @property
     def config(self) -> DecoderConfig | EncoderConfig:

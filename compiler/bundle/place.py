@@ -18,9 +18,11 @@ from ..configuration import Configuration
 from ..cut import StageCut, cut, one_stage
 from ..graph import Graph, Operation, Value
 from ..lower import Program, lower_stage, pool_axes
+from ..merge import Merge, find_merges
 from ..mesh import Layout, Mesh, whole
 from ..partition.plan import Sharding
 from ..partition.search import partition
+from ..products import ProductForm, measure_products, product_shapes
 from ..target import Target
 from ..trace import Traced, trace_model
 from .manifest import KVPlan
@@ -39,6 +41,8 @@ class PlacedModel:
     dtype: str
     target: Target
     placement: Placement | None  # None: whole on one device
+    merges: tuple[Merge, ...] = ()  # parameters that are stored as one
+    products: tuple[ProductForm, ...] = ()  # the forms in which products of a few rows are fastest here
 
     @property
     def mesh(self) -> Mesh:
@@ -48,7 +52,16 @@ class PlacedModel:
     def lower(self, stage: StageCut, configuration: Configuration, num_blocks: int) -> Program:
         """Returns the program of one stage of a configuration; over a mesh it is for pools of so many blocks only."""
         blocks = num_blocks if self.mesh.num_devices > 1 else None
-        return lower_stage(stage, self.config, configuration, self.dtype, self.target, num_blocks=blocks)
+        return lower_stage(
+            stage,
+            self.config,
+            configuration,
+            self.dtype,
+            self.target,
+            num_blocks=blocks,
+            merges=self.merges,
+            products=self.products,
+        )
 
     def stages(self, configuration: Configuration) -> tuple[Traced, tuple[StageCut, ...]]:
         """Returns one configuration as traced, and its stages.
@@ -93,7 +106,10 @@ def place_model(
         DoesNotFitError: if a device cannot hold its part.
     """
     if mesh.num_devices * num_stages == 1:
-        return PlacedModel(config, dtype, target, None)
+        graph = trace_model(config, configurations[0], dtype).graph
+        merges = find_merges(graph)
+        products = measure_products(product_shapes(graph, merges), dtype) if kv else ()
+        return PlacedModel(config, dtype, target, None, merges, products)
     if num_stages > config.num_layers:
         raise ConfigurationError(
             f"{config.family} model of {config.num_layers} layers does not make {num_stages} pipeline stages; "

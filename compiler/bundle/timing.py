@@ -13,8 +13,8 @@ import numpy as np
 from ...models.config import DecoderConfig
 from ..configuration import BLOCK_TOKENS, Configuration
 from ..executable import Executable
-from ..implementations import pool_dtype
 from ..lower import pool_shape
+from ..paged_attention import pool_dtype
 from .manifest import KVPlan
 from .place import PlacedModel
 from .placement import Placement

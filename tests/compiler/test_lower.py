@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from decoder_variants import SMALL, VARIANTS, empty_cache, random_parameters
 
 from plait.compiler.configuration import BLOCK_TOKENS, Configuration
 from plait.compiler.executable import Executable, compile_program
-from plait.compiler.implementations import pool_dtype
 from plait.compiler.lower import lower, pool_shape
+from plait.compiler.merge import find_merges, merge_tensors
+from plait.compiler.paged_attention import pool_dtype
 from plait.compiler.target import load_target
 from plait.compiler.trace import trace_model
 from plait.models.checkpoint import open_checkpoint
@@ -37,30 +39,35 @@ class Paged:
     executables: dict[Configuration, Executable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.merges = find_merges(
+            trace_model(self.config, Configuration("decode", 1, 1, self.context), self.dtype).graph
+        )
+        held = ((name, np.asarray(values)) for name, values in self.parameters.items())
+        self.parameters = {name: jnp.asarray(values) for name, values in merge_tensors(held, self.merges)}
         shape = pool_shape(self.config, self.num_blocks)
         self.pools = [jnp.zeros(shape, pool_dtype(self.dtype)) for _ in range(self.config.num_layers)]
         self.blocks = np.random.default_rng(1).permutation(self.num_blocks)[: -(-self.context // BLOCK_TOKENS)]
 
-    def run(self, configuration: Configuration, tokens: np.ndarray, start: int) -> np.ndarray:
-        """Returns the logits after the last token; the other rows of the batch stay empty."""
+    def run(self, configuration: Configuration, tokens: np.ndarray, start: int, row: int = 0) -> np.ndarray:
+        """Returns the logits after the last token, computed in one row of the batch; the others stay empty."""
         executable = self.executable(configuration)
         rows = np.zeros((configuration.batch, configuration.new_tokens), np.int32)
-        rows[0, : len(tokens)] = tokens
+        rows[row, : len(tokens)] = tokens
         starts = np.zeros(configuration.batch, np.int32)
-        starts[0] = start
+        starts[row] = start
         lengths = np.ones(configuration.batch, np.int32)
-        lengths[0] = len(tokens)
+        lengths[row] = len(tokens)
         tables = np.full((configuration.batch, len(self.blocks)), self.num_blocks, np.int32)
-        tables[0] = self.blocks
+        tables[row] = self.blocks
         inputs = {"tokens": rows, "start": starts, "lengths": lengths, "tables": tables}
         logits, self.pools = executable([self.parameters], inputs, self.pools)
-        return np.asarray(logits)[0]
+        return np.asarray(logits)[row]
 
     def executable(self, configuration: Configuration) -> Executable:
         """Returns the compiled program of a configuration."""
         if configuration not in self.executables:
             traced = trace_model(self.config, configuration, self.dtype)
-            program = lower(traced, self.config, configuration, self.dtype, TARGET)
+            program = lower(traced, self.config, configuration, self.dtype, TARGET, merges=self.merges)
             self.executables[configuration] = compile_program([program], num_blocks=self.num_blocks)
         return self.executables[configuration]
 
@@ -107,15 +114,66 @@ def test_paged_steps_of_every_kind_of_decoder_equal_the_dense_model(config: Deco
         position += len(new)
 
 
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [(SMALL, "float32"), (SMALL, "bfloat16"), (VARIANTS["latent"], "bfloat16")],
+    ids=["llama f32", "llama bf16", "latent bf16"],
+)
+def test_logits_are_the_same_bit_for_bit_however_a_sequence_is_cut_and_whatever_shares_the_step(config, dtype) -> None:
+    context, length = 304, 290
+    parameters = random_parameters(config, dtype)
+    tokens = np.random.default_rng(4).integers(0, config.vocab_size, length)
+
+    def last_logits(chunk: int, num_decoded: int, batch: int, row: int) -> np.ndarray:
+        paged = Paged(config, dtype, context, parameters)
+        logits = np.zeros(0)
+        for position in range(0, length - num_decoded, chunk):
+            new = tokens[position : min(position + chunk, length - num_decoded)]
+            logits = paged.run(Configuration("prefill", 1, chunk, context), new, position)
+        for position in range(length - num_decoded, length):
+            decode = Configuration("decode", batch, 1, context)
+            logits = paged.run(decode, tokens[position : position + 1], position, row)
+        return logits
+
+    expected = last_logits(64, 0, 1, 0)
+    for chunk, num_decoded, batch, row in (
+        (16, 0, 1, 0),
+        (256, 0, 1, 0),
+        (64, 40, 1, 0),
+        (256, 150, 2, 1),
+        (16, 3, 8, 5),
+    ):
+        assert np.array_equal(last_logits(chunk, num_decoded, batch, row), expected), (chunk, num_decoded, batch)
+
+
+def test_products_that_share_their_input_are_merged() -> None:
+    graph = trace_model(SMALL, Configuration("decode", 1, 1, 64), "float32").graph
+    layer = "layers.1."
+    assert [merge.name for merge in find_merges(graph) if merge.name.startswith(layer)] == [
+        "+".join(f"{layer}attention.{name}.weight" for name in ("query", "key", "value")),
+        "+".join(f"{layer}mlp.{name}.weight" for name in ("gate", "up")),
+    ]
+    compiled = Paged(SMALL, "float32", 64, random_parameters(SMALL, "float32")).executable(
+        Configuration("decode", 8, 1, 64)
+    )
+    products = re.findall(r" dot\(.*oi->", compiled.stages[0].compiled.as_text() or "")
+    assert len(products) == 4 * SMALL.num_layers + 1  # and the head
+
+
 @pytest.mark.parametrize("head", ["embedding", "masked_lm"])
 def test_lowered_encoders_equal_the_plain_model(head) -> None:
     config = EncoderConfig(2, 64, 4, 96, 1000, 128, head=head)
     parameters = random_parameters(config, "float32")
     configuration = Configuration("embed", 4, 32, 32)
-    program = lower(trace_model(config, configuration, "float32"), config, configuration, "float32", TARGET)
+    traced = trace_model(config, configuration, "float32")
+    merges = find_merges(traced.graph)
+    program = lower(traced, config, configuration, "float32", TARGET, merges=merges)
+    tensors = merge_tensors(((name, np.asarray(values)) for name, values in parameters.items()), merges)
+    merged = {name: jnp.asarray(values) for name, values in tensors}
+    assert len(merged) < len(parameters)  # query, key and value, and their biases
     tokens = np.random.default_rng(3).integers(0, config.vocab_size, (4, 32)).astype(np.int32)
     lengths = np.array([32, 5, 0, 9], np.int32)
-    ours = np.asarray(compile_program([program])([parameters], {"tokens": tokens, "lengths": lengths}, [])[0])
+    ours = np.asarray(compile_program([program])([merged], {"tokens": tokens, "lengths": lengths}, [])[0])
     reference = np.asarray(jax.jit(build(config, "float32").__call__)(parameters, tokens, lengths))
     assert np.max(np.abs(ours - reference)) <= 2e-6 * np.max(np.abs(reference))
     assert not ours[2].any()

@@ -130,7 +130,7 @@ def test_all_models_are_warm_when_the_trace_begins() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     short = Shortage("model 'chat'", ("chat",), "hbm", 0, 10, 5, (), ())
-    with pytest.raises(DoesNotFitError, match="model 'chat' needs .* of hbm"):
+    with pytest.raises(DoesNotFitError, match=r"model 'chat' needs .* of hbm"):
         machine_of_plan(dataclasses.replace(PLAN, shortages=(short,)))
     with pytest.raises(ConfigurationError, match="bytes of ddr on a device, the budget is 5; raise --ddr"):
         machine_of_plan(PLAN, budget=TierBudget(64 << 30, 5))

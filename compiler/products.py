@@ -1,0 +1,94 @@
+"""Matrix products as this machine computes them fastest: the forms that are tried, timed, and chosen between.
+
+A product of a few rows is bound by reading its weight, and how near XLA's CPU library comes to the speed of memory
+depends on the shape: viewed as a batch of slices of its rows, the same weight is read up to half again as fast, or
+slower. So every shape of a decode step is timed in all forms when a bundle is made. All forms give the same bits, and
+all read the weight as it is stored, so that a choice is for one machine and costs nothing on another but time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .batch_invariant import MIN_ROWS, linear, sliced_linear
+from .graph import Graph
+from .merge import Merge
+
+__all__ = ["MAX_SLICED_ROWS", "ProductForm", "measure_products", "product_shapes", "slices_of"]
+
+MAX_SLICED_ROWS = 32  # with more, a product is bound by arithmetic, and slices don't help
+_SLICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_MIN_VALUES = 1 << 17  # of a weight that is worth measuring
+_STREAMED_BYTES = 48 << 20  # of distinct weights, so that they come from memory and not from a cache
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class ProductForm:
+    """How products with weights of one shape are computed where there are few rows."""
+
+    out_size: int
+    in_size: int
+    slices: int  # of the weight's rows, each a product of one batch
+    seconds: dict[int, float]  # of one product, by number of slices
+
+
+def product_shapes(graph: Graph, merges: Sequence[Merge]) -> set[tuple[int, int]]:
+    """Returns (out, in) of the weights of all dense products, merged ones as they are stored."""
+    merged = {name: merge for merge in merges for name in merge.names}
+    shapes: set[tuple[int, int]] = set()
+    for operation in graph.operations:
+        if operation.name == "linear" and not operation.options:
+            weight = graph.values[operation.inputs[1]]
+            rows = sum(merged[weight.name].sizes) if weight.name in merged else weight.shape[0]
+            shapes.add((rows, weight.shape[1]))
+    return shapes
+
+
+def measure_products(shapes: Iterable[tuple[int, int]], dtype: str) -> tuple[ProductForm, ...]:
+    """Times the products of a few rows with weights of these shapes in all forms, and picks the fastest of each.
+
+    Args:
+        shapes: (out, in) of weights; small ones are left out.
+        dtype: Of the weights.
+    """
+    large = sorted(shape for shape in shapes if shape[0] * shape[1] >= _MIN_VALUES)
+    return tuple(_measure(*shape, jnp.dtype(dtype)) for shape in large)
+
+
+def slices_of(products: Iterable[ProductForm]) -> Mapping[tuple[int, int], int]:
+    """Returns the chosen number of slices by (out, in)."""
+    return {(product.out_size, product.in_size): product.slices for product in products}
+
+
+def _measure(out_size: int, in_size: int, dtype: jnp.dtype) -> ProductForm:
+    count = max(1, min(16, _STREAMED_BYTES // (out_size * in_size * dtype.itemsize)))
+    weights = [jnp.full((out_size, in_size), 1 / in_size, dtype) for _ in range(count)]
+    x = jnp.ones((MIN_ROWS, in_size), dtype)
+    forms = {
+        slices: jax.jit(lambda x, weights, slices=slices: _chain(x, weights, slices)).lower(x, weights).compile()
+        for slices in _SLICES
+        if out_size % slices == 0
+    }
+    seconds: dict[int, list[float]] = {slices: [] for slices in forms}
+    for _ in range(_REPEATS + 1):  # in turns, so that a busy moment hits all; the first of each warms up
+        for slices, form in forms.items():
+            began = time.perf_counter()
+            jax.block_until_ready(form(x, weights))
+            seconds[slices].append((time.perf_counter() - began) / count)
+    medians = {slices: statistics.median(times[1:]) for slices, times in seconds.items()}
+    return ProductForm(out_size, in_size, min(medians, key=lambda slices: medians[slices]), medians)
+
+
+def _chain(x: jax.Array, weights: Sequence[jax.Array], slices: int) -> jax.Array:
+    """Multiplies with one weight after the other, each time waiting for the one before."""
+    for weight in weights:
+        y = linear(x, weight) if slices == 1 else sliced_linear(x, weight, slices=slices)
+        x = x + y[:, :1] * 1e-3
+    return x
