@@ -6,7 +6,7 @@ in a runtime that switches between them.
     import plait
 
     bundle = plait.load("agent.plait")
-    with plait.Runtime(bundle, hbm="330MiB") as runtime:
+    with plait.Runtime(bundle, hbm="350MiB") as runtime:
         print(runtime.complete("chat", [{"role": "user", "content": "What is the capital of France?"}]).text)
 """
 

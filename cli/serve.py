@@ -53,7 +53,7 @@ def serve(
     Keys in the environment variable PLAIT_API_KEY, separated by spaces, are not seen in the list of processes.
 
     \b
-    plait serve agent.plait --port 8000 --hbm 330MiB
+    plait serve agent.plait --port 8000 --hbm 350MiB
     curl http://127.0.0.1:8000/v1/models
     """
     from ..compiler.bundle.reader import open_bundle

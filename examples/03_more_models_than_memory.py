@@ -1,7 +1,7 @@
 """Ask two models at once under a budget that holds one: requests wait for the switch, none is refused.
 
 plait bundle examples/agent.yaml -o agent.plait
-python examples/03_more_models_than_memory.py agent.plait 330MiB
+python examples/03_more_models_than_memory.py agent.plait 350MiB
 """
 
 import asyncio

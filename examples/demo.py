@@ -44,7 +44,7 @@ def main() -> None:
         task = bar.add_task("load programs")
         runtime = Runtime(bundle, progress=lambda done, total: bar.update(task, completed=done, total=total))
     with runtime, serving(runtime) as url:
-        console.print(f"serving {bundle.manifest.name} at {url}/v1 with {runtime.target.name}: 330 MiB of hbm")
+        console.print(f"serving {bundle.manifest.name} at {url}/v1 with {runtime.target.name}: 350 MiB of hbm")
         agent = Agent(openai.OpenAI(base_url=f"{url}/v1", api_key="none"))
         for question in QUESTIONS:
             agent.ask(question)

@@ -41,7 +41,7 @@ __all__ = ["Runtime"]
 class Runtime:
     """Runs the models of a bundle on this machine, under its memory budget.
 
-        with Runtime("agent.plait", hbm="330MiB") as runtime:
+        with Runtime("agent.plait", hbm="350MiB") as runtime:
             for piece in runtime.stream("chat", "Once upon a time"):
                 print(piece, end="")
 
