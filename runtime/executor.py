@@ -12,20 +12,17 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
-from ..compiler.bundle.manifest import ModelEntry, ProgramEntry
+from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.bundle.placement import DeviceShare
-from ..compiler.bundle.programs import load_exported
 from ..compiler.bundle.reader import Bundle
 from ..compiler.configuration import BLOCK_TOKENS, Configuration
-from ..compiler.executable import Executable, compile_program, provide_devices, use_compilation_cache
-from ..compiler.lower import Program
-from ..compiler.mesh import Mesh
+from ..compiler.executable import Executable, provide_devices
 from ..compiler.target import Target
 from ..errors import ExecutionError
 from .arena import Arena
@@ -45,6 +42,7 @@ from .events import (
     Transfer,
 )
 from .pool_copies import PoolCopier, SavedBlock
+from .program_loader import ProgramLoader
 from .sampler import draw_logprobs, sample
 from .tiers import Copier, Moved
 
@@ -52,8 +50,6 @@ __all__ = ["JaxExecutor", "Logprobs", "MemoryReading", "Vectors"]
 
 Logprobs = tuple[tuple[int, float], ...]  # (token, logarithm of its probability): the drawn one, then the likeliest
 Vectors = dict[tuple[int, int], np.ndarray]  # by (request id, index of the sequence)
-
-_LOADERS = 2  # programs that are compiled or read from the cache at once
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,11 @@ class JaxExecutor:
         has_stand_in = target.kind == "tiered" and jax.default_backend() == "cpu"
         self._copier = Copier(bundle, target, Arena(needed) if has_stand_in else None)
         self._link = target.link("ddr", "hbm") if target.kind == "tiered" else None
-        self._pool_copiers: dict[str, PoolCopier] = {}  # of decoders
+        self._pool_copiers: dict[str, Future[PoolCopier]] = {}  # of decoders
         self._copies: dict[str, list[tuple[int, int]]] = {}  # of blocks, to be made before a model's next step
         self._saved: dict[int, tuple[str, SavedBlock]] = {}  # by slot: the model and what is saved of it
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
-        self._programs: dict[tuple[str, Configuration], Executable] = {}
+        self._loader: ProgramLoader | None = None
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
         self._in_use: set[tuple[str, Configuration]] = set()
         self.has_news = False  # whether `measure` would read other bytes than the last time
@@ -98,7 +94,7 @@ class JaxExecutor:
         self.logprobs: dict[int, list[Logprobs]] = {}  # by request id, of drawn tokens, until somebody takes them
 
     def load_programs(self, progress: Callable[[int, int], None]) -> tuple[ModelEntry, ...]:
-        """Compiles every program for this machine, most of them out of the compilation cache.
+        """Begins to compile every program for this machine, most of them out of the compilation cache.
 
         Returns:
             The models, with the bytes that XLA says here where they differ from those in the manifest.
@@ -107,17 +103,12 @@ class JaxExecutor:
             BundleIntegrityError: if a program is not what the manifest says.
             ExecutionError: if one does not compile here.
         """
-        use_compilation_cache()
-        jobs = [(entry, program) for entry in self._entries.values() for program in entry.programs]
-        with ThreadPoolExecutor(_LOADERS) as pool:
-            for done, ((entry, program), executable) in enumerate(zip(jobs, pool.map(self._load, jobs), strict=True)):
-                self._programs[entry.name, program.configuration] = executable
-                progress(done + 1, len(jobs))
+        self._loader = loader = ProgramLoader(self._bundle, progress)
+        self._entries = {entry.name: entry for entry in loader.entries()}
         for entry in self._entries.values():
             if entry.kv is not None:
                 shardings = self._copier.pool_shardings(entry)
-                self._pool_copiers[entry.name] = PoolCopier(entry, shardings, self._link)
-        self._entries = {name: self._as_compiled(entry) for name, entry in self._entries.items()}
+                self._pool_copiers[entry.name] = loader.submit(PoolCopier, entry, shardings, self._link)
         return tuple(self._entries.values())
 
     def run(self, step: Step | SaveBlocks | LoadBlocks) -> StepDone:
@@ -173,6 +164,8 @@ class JaxExecutor:
 
     def release(self) -> None:
         """Frees everything; called once the threads have ended."""
+        if self._loader is not None:
+            self._loader.close()
         self._copier.close()
         self._saved.clear()
         for models in self._tiers.values():
@@ -227,37 +220,12 @@ class JaxExecutor:
         programs = tuple(program for program in entry.programs if (entry.name, program.configuration) in self._in_use)
         return [share.workspace_bytes for share in dataclasses.replace(entry, programs=programs).shares]
 
-    def _load(self, job: tuple[ModelEntry, ProgramEntry]) -> Executable:
-        entry, program = job
-        programs = [
-            Program(
-                program.configuration,
-                load_exported(self._bundle.read_bytes(stage.file), name=stage.file),
-                stage.donated,
-                stage.takes,
-                stage.gives,
-            )
-            for stage in program.stages
-        ]
-        mesh = entry.placement.mesh if entry.placement else Mesh((), ())
-        return compile_program(programs, num_blocks=entry.kv.num_blocks if entry.kv else 0, mesh=mesh)
-
-    def _as_compiled(self, entry: ModelEntry) -> ModelEntry:
-        programs: list[ProgramEntry] = []
-        for program in entry.programs:
-            executable = self._programs[entry.name, program.configuration]
-            stages = tuple(
-                dataclasses.replace(stage, temporary_bytes=compiled.temporary_bytes, output_bytes=compiled.output_bytes)
-                for stage, compiled in zip(program.stages, executable.stages, strict=True)
-            )
-            programs.append(dataclasses.replace(program, stages=stages))
-        return dataclasses.replace(entry, programs=tuple(programs))
-
     def _executable(self, step: Step) -> Executable:
         key = (step.model, step.configuration)
         self.has_news |= key not in self._in_use
         self._in_use.add(key)
-        return self._programs[key]
+        assert self._loader is not None, "programs are loaded before a step runs"
+        return self._loader.executable(*key)
 
     def _embed(self, step: Embed) -> StepDone:
         shapes = step.configuration
@@ -294,12 +262,13 @@ class JaxExecutor:
         hot = self._tiers["hbm"][model]
         copies = self._copies.pop(model, [])
         if copies:
-            self._pool_copiers[model].copy(hot.pools, copies)
+            self._pool_copiers[model].result().copy(hot.pools, copies)
         return hot
 
     def _save(self, save: SaveBlocks) -> StepDone:
         pools = self._ready(save.model).pools
-        blocks = self._pool_copiers[save.model].save(pools, [block for block, _ in save.copies], save.num_bytes)
+        copier = self._pool_copiers[save.model].result()
+        blocks = copier.save(pools, [block for block, _ in save.copies], save.num_bytes)
         for (_, slot), block in zip(save.copies, blocks, strict=True):
             self._saved[slot] = (save.model, block)
         self.has_news = True
@@ -308,7 +277,8 @@ class JaxExecutor:
     def _load_saved(self, load: LoadBlocks) -> StepDone:
         contents = [self._saved[slot][1] for slot, _ in load.copies]
         blocks = [block for _, block in load.copies]
-        self._pool_copiers[load.model].load(self._ready(load.model).pools, blocks, contents, load.num_bytes)
+        copier = self._pool_copiers[load.model].result()
+        copier.load(self._ready(load.model).pools, blocks, contents, load.num_bytes)
         return StepDone(load.step_id)
 
     def _forward(self, step: Prefill | Decode, entries: Iterable[SequenceEntry]) -> tuple[tuple[int, ...], ...]:

@@ -221,7 +221,7 @@ def test_attention_really_is_split_over_three(smollm2_runtime: Runtime) -> None:
             array = weights[f"layers.{layer}.attention.{name}.weight"]
             assert len(array.addressable_shards) == 3
             assert all(shard.data.nbytes * 3 == array.nbytes for shard in array.addressable_shards)
-    assert {shard.data.shape[3] for pool in hot.pools for shard in pool.addressable_shards} == {1}  # KV heads, of 3
+    assert {shard.data.shape[2] for pool in hot.pools for shard in pool.addressable_shards} == {1}  # KV heads, of 3
     one, three = (smollm2_runtime.bundle.manifest.model(name) for name in ("one", "three"))
     assert three.resident_bytes == pytest.approx(one.resident_bytes / 3, rel=0.001)
 
@@ -229,7 +229,9 @@ def test_attention_really_is_split_over_three(smollm2_runtime: Runtime) -> None:
 @pytest.mark.weights
 def test_a_decode_step_sums_twice_a_layer_and_never_makes_weights_whole(smollm2_runtime: Runtime) -> None:
     executor: JaxExecutor = smollm2_runtime._core._executor
-    (step,) = (e for (model, c), e in executor._programs.items() if model == "three" and c.id == "decode-b2-t1-c128")
+    assert executor._loader is not None
+    loading = executor._loader._loading
+    (step,) = (e.result() for (model, c), e in loading.items() if model == "three" and c.id == "decode-b2-t1-c128")
     text = step.stages[0].compiled.as_text()
     assert text is not None
     sums = len(re.findall(r" (?:all-reduce|reduce-scatter)\(", text))

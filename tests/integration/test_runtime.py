@@ -7,6 +7,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -256,15 +257,18 @@ def test_a_full_queue_refuses_and_a_closed_runtime_too(tiny_bundle: Path) -> Non
 
 def before_each_step(runtime: Runtime, model: str, configuration_id: str, function: Callable[..., None]) -> None:
     """Calls a function with weights, inputs and pools of every step of a configuration before it runs."""
-    programs = runtime._core._executor._programs
-    key = next(key for key in programs if key[0] == model and key[1].id == configuration_id)
-    sound = programs[key]
+    loader = runtime._core._executor._loader
+    assert loader is not None
+    loading = loader._loading
+    key = next(key for key in loading if key[0] == model and key[1].id == configuration_id)
+    sound = loading[key].result()
 
     def run(*arguments):
         function(*arguments)
         return sound(*arguments)
 
-    programs[key] = run  # type: ignore[assignment]
+    loading[key] = Future()
+    loading[key].set_result(run)  # type: ignore[arg-type]
 
 
 def test_a_step_that_fails_costs_its_requests_and_no_others(tiny_bundle: Path) -> None:

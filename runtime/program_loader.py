@@ -1,0 +1,186 @@
+"""Loading of a bundle's programs: those that answer the first request first, the others behind its back.
+
+A program is read and checked when the bundle is opened, and compiled, most often out of the compilation cache, on
+threads of its own; whoever needs one that is not ready waits for it. What XLA says that a program needs must be known
+before anything is charged. After a first start it is written down, for this bundle on this machine, and later starts
+do not wait.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeAlias, TypeVar
+
+import jax
+import pydantic
+
+from ..compiler.bundle.manifest import ModelEntry, ProgramEntry
+from ..compiler.bundle.programs import load_exported
+from ..compiler.bundle.reader import Bundle
+from ..compiler.configuration import Configuration
+from ..compiler.executable import Executable, compile_program, use_compilation_cache
+from ..compiler.lower import Program
+from ..compiler.mesh import Mesh
+from ..models.registry import cache_directory
+
+__all__ = ["ProgramLoader"]
+
+_LOG = logging.getLogger(__name__)
+_THREADS = 2  # that compile, or read from the cache
+_StageBytes: TypeAlias = dict[str, list[tuple[int, int]]]  # (temporaries, results) of each stage, by program
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SIZES = pydantic.TypeAdapter(_StageBytes)
+
+
+class ProgramLoader:
+    """Compiles the programs of a bundle for this machine.
+
+    Args:
+        bundle: The opened bundle.
+        progress: Told how many of the programs are ready.
+
+    Raises:
+        BundleIntegrityError: if a program is not what the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, progress: Callable[[int, int], None]) -> None:
+        use_compilation_cache()
+        self._entries = bundle.manifest.models
+        self._record = _record_of(bundle)
+        self._progress = progress
+        jobs = list(_by_need(self._entries))
+        self._num_ready, self._num_jobs = 0, len(jobs)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="plait-loader")
+        try:
+            read = list(self._pool.map(lambda job: _read(bundle, job[1]), jobs))
+        except BaseException:
+            self.close()
+            raise
+        self._loading: dict[tuple[str, Configuration], Future[Executable]] = {}
+        for (entry, program), stages in zip(jobs, read, strict=True):
+            future = self._pool.submit(_compile, entry, stages)
+            future.add_done_callback(self._is_ready)
+            self._loading[entry.name, program.configuration] = future
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """Returns the models with the bytes that XLA says here; waits for all programs where these are not known yet.
+
+        Raises:
+            ExecutionError: if a program does not compile here.
+        """
+        known = self._recorded()
+        if known is None:
+            known = {
+                _key(entry, program): [
+                    (stage.temporary_bytes, stage.output_bytes)
+                    for stage in self.executable(entry.name, program.configuration).stages
+                ]
+                for entry in self._entries
+                for program in entry.programs
+            }
+            self._write(known)
+        return tuple(_with_sizes(entry, known) for entry in self._entries)
+
+    def executable(self, model: str, configuration: Configuration) -> Executable:
+        """Returns a compiled program; waits for it if need be.
+
+        Raises:
+            ExecutionError: if it does not compile here.
+        """
+        return self._loading[model, configuration].result()
+
+    def submit(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Makes something else that XLA compiles, after the programs."""
+        return self._pool.submit(make, *args, **kwargs)
+
+    def close(self) -> None:
+        """Gives up what is not compiled yet."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _is_ready(self, future: Future[Executable]) -> None:
+        if not future.cancelled():
+            self._num_ready += 1
+            self._progress(self._num_ready, self._num_jobs)
+
+    def _recorded(self) -> _StageBytes | None:
+        try:
+            known = _SIZES.validate_json(self._record.read_bytes())
+        except (OSError, pydantic.ValidationError):
+            return None
+        programs = {_key(entry, program): len(program.stages) for entry in self._entries for program in entry.programs}
+        return known if {key: len(stages) for key, stages in known.items()} == programs else None
+
+    def _write(self, sizes: _StageBytes) -> None:
+        """Notes what programs need. Does nothing where the cache cannot be written: the next start will wait again."""
+        partial = self._record.with_suffix(f".{os.getpid()}")
+        try:
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(_SIZES.dump_json(sizes))
+            partial.replace(self._record)
+        except OSError as error:
+            _LOG.debug("sizes of programs are not kept: %s", error)
+
+
+def _record_of(bundle: Bundle) -> Path:
+    """Returns where the sizes of a bundle's programs are kept, as this XLA compiles them on this machine."""
+    what = f"{bundle.manifest_digest} {importlib.metadata.version('jaxlib')} {jax.default_backend()} {platform.node()}"
+    return cache_directory() / "programs" / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
+
+
+def _by_need(entries: Sequence[ModelEntry]) -> Iterator[tuple[ModelEntry, ProgramEntry]]:
+    """Yields all programs, those that a first, short request takes before the others."""
+    first = {
+        id(min((p for p in entry.programs if p.configuration.phase == phase), key=_size_of))
+        for entry in entries
+        for phase in {program.configuration.phase for program in entry.programs}
+    }
+    jobs = [(entry, program) for entry in entries for program in entry.programs]
+    yield from (job for job in jobs if id(job[1]) in first)
+    yield from (job for job in jobs if id(job[1]) not in first)
+
+
+def _size_of(program: ProgramEntry) -> int:
+    return program.configuration.batch * program.configuration.new_tokens
+
+
+def _key(entry: ModelEntry, program: ProgramEntry) -> str:
+    return f"{entry.name} {program.configuration.id}"
+
+
+def _read(bundle: Bundle, program: ProgramEntry) -> list[Program]:
+    return [
+        Program(
+            program.configuration,
+            load_exported(bundle.read_bytes(stage.file), name=stage.file),
+            stage.donated,
+            stage.takes,
+            stage.gives,
+        )
+        for stage in program.stages
+    ]
+
+
+def _compile(entry: ModelEntry, stages: Sequence[Program]) -> Executable:
+    mesh = entry.placement.mesh if entry.placement else Mesh((), ())
+    return compile_program(stages, num_blocks=entry.kv.num_blocks if entry.kv else 0, mesh=mesh)
+
+
+def _with_sizes(entry: ModelEntry, known: _StageBytes) -> ModelEntry:
+    programs: list[ProgramEntry] = []
+    for program in entry.programs:
+        stages = tuple(
+            dataclasses.replace(stage, temporary_bytes=temporary_bytes, output_bytes=output_bytes)
+            for stage, (temporary_bytes, output_bytes) in zip(program.stages, known[_key(entry, program)], strict=True)
+        )
+        programs.append(dataclasses.replace(program, stages=stages))
+    return dataclasses.replace(entry, programs=tuple(programs))
