@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
+	$(BIN)/python -m pytest tests/benchmarks tests/integration/test_partitioned.py --benchmarks -s
 
 # Reference outputs of transformers on the same weights, in an environment of their own (torch is large).
 oracle:

@@ -42,6 +42,7 @@ __all__ = ["Program", "lower", "lower_stage", "pool_axes", "pool_layout", "pool_
 
 _DONATED_POOLS = (2,)
 _CACHE_HEADS_DIM = 2
+_WITH_MORE_PRODUCTS = ("rms_norm", "layer_norm", "rope")  # implementations that compute by products what the op doesn't
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,18 @@ class _Step:
         if sharding is None:
             return evaluate_graph(traced, arguments, implementations)
         if "attention" in implementations:
-            paged = functools.partial(implementations["attention"], head_axes=_head_axes(traced, sharding))
-            implementations = {**implementations, "attention": paged}
+            # Products between collectives can hold each other up for ever on a CPU's few threads: no more than need be.
+            paged = functools.partial(
+                implementations["attention"], head_axes=_head_axes(traced, sharding), sum_rows=_plain_sums
+            )
+            implementations = {name: each for name, each in implementations.items() if name not in _WITH_MORE_PRODUCTS}
+            implementations["attention"] = paged
         evaluate = local_function(traced, sharding, self.target.network, implementations=implementations)
         return list(evaluate(*arguments))
+
+
+def _plain_sums(x: Array) -> Array:
+    return jnp.sum(x, axis=-1)
 
 
 def _head_axes(traced: Traced, sharding: Sharding) -> tuple[str, ...]:

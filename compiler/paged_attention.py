@@ -12,7 +12,7 @@ every chunk once more and computes the products one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -86,6 +86,7 @@ class _Rows:
     slopes: Float[Array, "kv_heads 1 rows 1"] | None = None
     value_part: int = 1  # of the view
     value_size: int = 0  # of each value, where it is the first of a larger entry; 0 for all
+    sum_rows: Callable[[Array], Array] = row_sums
 
     def attend(self, sinks: Float[Array, "kv_heads batch rows"] | None) -> Float[Array, "kv_heads batch rows value"]:
         """Returns the softmax-weighted sums over the context; sinks are logits that take weight and give nothing."""
@@ -105,7 +106,7 @@ class _Rows:
             # A row that has seen nothing yet weighs what is masked; the first that it sees shrinks that to nothing.
             weights = jnp.exp(scores - new_maximum[..., None])
             shrink = jnp.exp(maximum - new_maximum)
-            total = total * shrink + row_sums(weights)
+            total = total * shrink + self.sum_rows(weights)
             values = self.view.tokens(self.value_part, first, chunk_blocks)
             values = values[..., : self.value_size] if self.value_size else values
             weighted = _product("kbrc,kbcd->kbrd", weights, values)
@@ -149,10 +150,12 @@ def attention(
     cap: float = 0.0,
     alibi: bool = False,
     head_axes: tuple[str, ...] = (),
+    sum_rows: Callable[[Array], Array] = row_sums,
 ) -> tuple[Array, PagedView, PagedView]:
     """`layers.attention` over a paged pool; keys and values share one view.
 
-    Inside `shard_map` the heads are those of one device, the mesh axes `head_axes` divide them.
+    Inside `shard_map` the heads are those of one device, the mesh axes `head_axes` divide them, and `sum_rows` may be
+    plain sums, which depend on the number of rows.
     """
     assert same_view is view
     heads, kv_heads = query.shape[2], key.shape[2]
@@ -174,6 +177,7 @@ def attention(
             window=window,
             cap=cap,
             slopes=None if of_heads[0] is None else of_heads[0][..., None],
+            sum_rows=sum_rows,
         )
         first = None if of_heads[1] is None else jnp.broadcast_to(of_heads[1], rows.queries.shape[:-1])
         return _from_rows(rows.attend(first), (batch, new, heads)).astype(query.dtype)

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--benchmarks"):
         return
     for item in items:
-        if "benchmarks" in item.path.parts:
+        if "benchmarks" in item.path.parts or item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="a benchmark: run `make bench`"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -116,18 +117,17 @@ def test_splade_scores_the_right_passage_and_not_the_unrelated(client: openai.Op
     assert query @ unrelated == 0
 
 
-def test_a_request_for_a_model_that_is_away_waits(client: openai.OpenAI, runtime: Runtime) -> None:
+def test_a_model_that_is_away_comes_back_for_its_request(client: openai.OpenAI, runtime: Runtime) -> None:
     client.embeddings.create(model="embed", input="evicts the chat model")
-    assert {status.name: status.residency for status in runtime.models()}["chat"] == "warm"
+    before = len(runtime.transfers())
+    client.embeddings.create(model="embed", input="the workflow goes on with chat, which may be fetched from now on")
     answer = client.chat.completions.create(model="chat", messages=PARIS, temperature=0, max_tokens=4)  # type: ignore[arg-type]
     assert answer.usage is not None
-    assert (answer.usage.model_extra or {})["switch_ms"] > 10
-    listed = {model.id: (model.model_extra or {}) for model in client.models.list().data}
-    assert {name: extra["residency"] for name, extra in listed.items()} == {
-        "chat": "hot",
-        "embed": "warm",
-        "sparse": "hot",
-    }
+    moved = [record.model for record in runtime.transfers()[before:] if record.destination == "hbm"]
+    assert moved[-1:] == ["chat"] or (answer.usage.model_extra or {})["switch_ms"] == 0
+    listed = {model.id: (model.model_extra or {})["residency"] for model in client.models.list().data}
+    assert listed.pop("sparse") == "hot"  # pinned
+    assert sorted(listed.values()) in (["hot", "warm"], ["warm", "warm"])  # one has room, or moves
 
 
 class MemorySampler:
@@ -198,6 +198,28 @@ def test_200_interleaved_requests_of_8_clients_stay_within_the_budget(
         assert use.predicted_bytes == pytest.approx(use.measured_bytes, rel=0.05)
 
 
+def test_greedy_answers_do_not_depend_on_what_shares_their_steps(runtime: Runtime) -> None:
+    """Random arrivals on real weights, in a pool too small for all: batches, chunks, hits and preemptions differ."""
+    rng = random.Random(11)
+    common = [rng.randrange(20, 49152) for _ in range(100)]
+    prompts = [
+        common[: rng.choice((0, 37, 100))] + [rng.randrange(20, 49152) for _ in range(rng.choice((3, 40, 150, 280)))]
+        for _ in range(12)
+    ]
+    params = plait.SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+    alone = [runtime.complete("chat", prompt, params).token_ids for prompt in prompts]
+
+    def ask(index: int) -> tuple[int, ...]:
+        time.sleep(rng.random() * 0.6)
+        return runtime.complete("chat", prompts[index], params).token_ids
+
+    order = [*range(len(prompts)), *range(0, len(prompts), 3)]
+    rng.shuffle(order)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, order))
+    assert together == [alone[index] for index in order]
+
+
 def test_a_client_that_leaves_stops_its_work(client: openai.OpenAI, runtime: Runtime, url: str) -> None:
     body = {"model": "chat", "messages": PARIS, "temperature": 1.5, "seed": 3, "stream": True}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
@@ -208,12 +230,23 @@ def test_a_client_that_leaves_stops_its_work(client: openai.OpenAI, runtime: Run
         time.sleep(0.05)
 
 
-def test_llm_comply_passes_but_for_tools_and_images(url: str) -> None:
+def test_llm_comply_passes_but_for_images(url: str) -> None:
+    """An answer may outlast the tool's patience, and whether it calls a tool is the model's choice: two tries."""
+    allowed = {"chat-image-input", "chat-tool-calling"}
+    assert not failed_checks(url) - allowed or not failed_checks(url) - allowed
+
+
+def failed_checks(url: str) -> set[str]:
+    """The checks of llm-comply that fail; images are refused, whatever else does."""
+    results = comply(url)
+    assert "HTTP 400" in str(results["chat-image-input"]["errors"])
+    return {name for name, result in results.items() if result["status"] not in ("passed", "skipped")}
+
+
+def comply(url: str) -> dict[str, dict[str, object]]:
+    """What llm-comply says of each of its checks."""
     command = shutil.which("llm-comply", path=str(Path(sys.executable).parent))
     assert command is not None, "llm-comply is part of the test extra"
     arguments = ["--format", "openai-chat", "-u", f"{url}/v1", "-k", "x", "-m", "chat", "--json"]
     run = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=300, check=False)
-    results = {result["id"]: result for result in json.loads(run.stdout)["results"]}
-    refused = {name for name, result in results.items() if result["status"] not in ("passed", "skipped")}
-    assert refused == {"chat-tool-calling", "chat-image-input"}
-    assert all("HTTP 400" in str(results[name]["errors"]) for name in refused)
+    return {result["id"]: result for result in json.loads(run.stdout)["results"]}

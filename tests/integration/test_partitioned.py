@@ -203,6 +203,7 @@ def smollm2_runtime(smollm2_bundle: Bundle) -> Iterator[Runtime]:
         yield runtime
 
 
+@pytest.mark.long
 @pytest.mark.weights
 def test_smollm2_gives_the_same_greedy_tokens_on_every_mesh(smollm2_runtime: Runtime) -> None:
     expected = answers(smollm2_runtime, "one", PROMPTS, GREEDY)
@@ -210,6 +211,7 @@ def test_smollm2_gives_the_same_greedy_tokens_on_every_mesh(smollm2_runtime: Run
         assert answers(smollm2_runtime, model, PROMPTS, GREEDY) == expected, model
 
 
+@pytest.mark.long
 @pytest.mark.weights
 def test_attention_really_is_split_over_three(smollm2_runtime: Runtime) -> None:
     smollm2_runtime.complete("three", PROMPTS[0], SamplingParams(max_tokens=1))
@@ -226,6 +228,7 @@ def test_attention_really_is_split_over_three(smollm2_runtime: Runtime) -> None:
     assert three.resident_bytes == pytest.approx(one.resident_bytes / 3, rel=0.001)
 
 
+@pytest.mark.long
 @pytest.mark.weights
 def test_a_decode_step_sums_twice_a_layer_and_never_makes_weights_whole(smollm2_runtime: Runtime) -> None:
     executor: JaxExecutor = smollm2_runtime._core._executor
