@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 from jax import export
@@ -27,6 +28,7 @@ __all__ = [
     "compile_program",
     "device_sharding",
     "mesh_sharding",
+    "notes_of_programs",
     "provide_devices",
     "use_compilation_cache",
 ]
@@ -100,6 +102,11 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def notes_of_programs() -> Path:
+    """Returns the directory in plait's cache for what compiling programs has shown of them."""
+    return cache_directory() / "programs"
 
 
 def device_sharding(memory_kind: str | None, device: int = 0) -> SingleDeviceSharding:

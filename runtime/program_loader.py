@@ -26,10 +26,9 @@ from ..compiler.bundle.manifest import ModelEntry, ProgramEntry
 from ..compiler.bundle.programs import load_exported
 from ..compiler.bundle.reader import Bundle
 from ..compiler.configuration import Configuration
-from ..compiler.executable import Executable, compile_program, use_compilation_cache
+from ..compiler.executable import Executable, compile_program, notes_of_programs, use_compilation_cache
 from ..compiler.lower import Program
 from ..compiler.mesh import Mesh
-from ..models.registry import cache_directory
 
 __all__ = ["ProgramLoader"]
 
@@ -134,7 +133,7 @@ class ProgramLoader:
 def _record_of(bundle: Bundle) -> Path:
     """Returns where the sizes of a bundle's programs are kept, as this XLA compiles them on this machine."""
     what = f"{bundle.manifest_digest} {importlib.metadata.version('jaxlib')} {jax.default_backend()} {platform.node()}"
-    return cache_directory() / "programs" / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
+    return notes_of_programs() / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
 
 
 def _by_need(entries: Sequence[ModelEntry]) -> Iterator[tuple[ModelEntry, ProgramEntry]]:
