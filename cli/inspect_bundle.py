@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,23 +142,7 @@ def _print_bundle(opened: Bundle) -> None:
         title="programs",
     )
     print()
-    products = [(model.name, product) for model in manifest.models for product in model.products]
-    if products:
-        print_table(
-            ["model ", "weight ", "form ", "measured", "in one piece"],
-            [
-                (
-                    name,
-                    f"[{product.out_size}, {product.in_size}]",
-                    "one piece" if product.slices == 1 else f"{product.slices} slices",
-                    format_seconds(product.seconds[product.slices]),
-                    format_seconds(product.seconds[1]),
-                )
-                for name, product in products
-            ],
-            title="products of at most 8 rows, in the form that was fastest",
-        )
-        print()
+    _print_products(manifest.models)
     print_table(
         ["tier ", "all models", "budget", "capacity", "utilization"],
         [
@@ -181,6 +166,27 @@ def _print_bundle(opened: Bundle) -> None:
     )
     for line in (*verdict.errors, *verdict.warnings):
         print(f"- {line}")
+
+
+def _print_products(models: Sequence[ModelEntry]) -> None:
+    products = [(model.name, product) for model in models for product in model.products]
+    if not products:
+        return
+    print_table(
+        ["model ", "weight ", "form ", "measured", "in one piece"],
+        [
+            (
+                name,
+                f"[{product.out_size}, {product.in_size}]",
+                "one piece" if product.slices == 1 else f"{product.slices} slices",
+                format_seconds(product.seconds[product.slices]),
+                format_seconds(product.seconds[1]),
+            )
+            for name, product in products
+        ],
+        title="products of at most 8 rows, in the form that was fastest",
+    )
+    print()
 
 
 def _model_row(model: ModelEntry) -> tuple[str, ...]:
