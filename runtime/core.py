@@ -53,7 +53,7 @@ from .request import Energy
 from .scheduler import Scheduler
 from .tiers import Moved, TransferRecord
 
-__all__ = ["EngineCore", "Outcome", "Sink", "TierUse"]
+__all__ = ["EngineCore", "Outcome", "Sink", "TierUse", "Watcher"]
 
 _LOG = logging.getLogger(__name__)
 _KEPT_RECORDS = 10_000
@@ -70,6 +70,7 @@ class Outcome:
 
 
 Sink: TypeAlias = Callable[[Outcome], None]
+Watcher: TypeAlias = Callable[[float, Event | Action], None]  # told when each event and action was, as a timeline is
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class EngineCore:
         self._uses: dict[TierName, TierUse] = {}
         self._num_preemptions: Counter[str] = Counter()  # that were counted, by model
         self.records: deque[TransferRecord] = deque(maxlen=_KEPT_RECORDS)
+        self.watcher: Watcher | None = None  # called on the engine thread: it must be quick
+        self._transfer_began = 0.0  # the last one
         self._engine_thread = threading.Thread(target=self._run_engine, name="plait-engine", daemon=True)
         self._transfer_thread = threading.Thread(target=self._run_transfers, name="plait-transfer", daemon=True)
 
@@ -235,7 +238,11 @@ class EngineCore:
     def _handle(self, item: Event | _Arrived) -> None:
         if isinstance(item, _Arrived):
             self._arrived(item)
+            ended = self._transfer_began + item.moved.record.seconds  # a step may have been under way since
             item = TransferDone(item.transfer.transfer_id)
+            self._watch(item, ended)
+        else:
+            self._watch(item, self._clock.now())
         if isinstance(item, Cancel):
             self._forget_vectors(item.request_id)
             self._executor.logprobs.pop(item.request_id, None)
@@ -246,14 +253,20 @@ class EngineCore:
         if not self._settled.is_set() and self._scheduler.is_settled:
             self._settled.set()
 
+    def _watch(self, item: Event | Action, seconds: float) -> None:
+        if self.watcher is not None:
+            self.watcher(seconds, item)
+
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
+            self._watch(action, self._clock.now())
             match action:
                 case Reply():
                     self._deliver(action)
                 case Evict():
                     self._evict(action)
                 case Transfer():
+                    self._transfer_began = self._clock.now()
                     self._transfers.put(action)
                 case SetTimer(timer_id, at_seconds):
                     heapq.heappush(self._timers, (at_seconds, timer_id))

@@ -46,19 +46,19 @@ class Foresight:
         self._policy = EvictionPolicy(list(queues))
         names = {known: name for name, queue in queues.items() for known in (name, *queue.entry.aliases)}
         cycles = [[names[step] for step in steps] for steps in workflows if names.keys() >= set(steps)]
-        self._look_ahead = LookAhead(cycles)
+        self.look_ahead = LookAhead(cycles)  # may be replaced while nothing is under way
 
     def observe(self, request: Request, now: float) -> None:
         """Takes note of a request that has come in."""
         self._policy.observe(request.model, request.priority)
-        self._look_ahead.observe(request.client, request.model, now)
+        self.look_ahead.observe(request.client, request.model, now)
 
     def order(self, tier: TierName, may_evict: Callable[[str], bool], now: float) -> list[str]:
         """Returns the models that may be evicted from a tier, in the order in which they should go.
 
         Those that are about to be asked for go after the others, those with requests after these, busy ones last.
         """
-        steps = {forecast.model: forecast.steps for forecast in self._look_ahead.forecasts(now)}
+        steps = {forecast.model: forecast.steps for forecast in self.look_ahead.forecasts(now)}
         for name, queue in self._queues.items():
             if queue.is_busy or queue.waiting:
                 steps[name] = -1 if queue.is_busy else 0
@@ -66,12 +66,12 @@ class Foresight:
 
     def next_wanted(self, now: float) -> Forecast | None:
         """Returns the nearest model that is about to be asked for and is not hot."""
-        forecasts = self._look_ahead.forecasts(now)
+        forecasts = self.look_ahead.forecasts(now)
         return next((forecast for forecast in forecasts if not self._residency.is_hot(forecast.model)), None)
 
     def is_later(self, name: str, forecast: Forecast, now: float) -> bool:
         """Whether a model is not about to be asked for, or only after another one."""
-        steps = (other.steps for other in self._look_ahead.forecasts(now) if other.model == name)
+        steps = (other.steps for other in self.look_ahead.forecasts(now) if other.model == name)
         return all(number > forecast.steps for number in steps)
 
     def is_worth(self, forecast: Forecast, victims: Iterable[str]) -> bool:

@@ -82,9 +82,11 @@ class LookAhead:
 
     Args:
         workflows: Declared cycles of models.
+        max_steps: Turns ahead that are foretold at most; 0: none, only what comes is counted.
     """
 
-    def __init__(self, workflows: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(self, workflows: Sequence[Sequence[str]] = (), *, max_steps: int = _MAX_STEPS) -> None:
+        self._max_steps = max_steps
         self._cycles = _Cycles([cycle for cycle in map(_turns_of, workflows) if len(cycle) > 1])
         self._counts: dict[_Context, _Counts] = {}
         self._gaps: dict[tuple[str, str], float] = {}  # usual seconds from one model's request to the next one's
@@ -195,7 +197,7 @@ class LookAhead:
         """Yields what a client is about to ask for, turn by turn, until it is all too unsure or known already."""
         turns, chance, at = list(state.turns), 1.0, now
         seen = {turns[-1]}
-        for steps in range(1, _MAX_STEPS + 1):
+        for steps in range(1, self._max_steps + 1):
             following = self._next(turns)
             if following is None or chance * following[1] <= _MIN_CHANCE:
                 return

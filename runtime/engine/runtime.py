@@ -21,7 +21,7 @@ from ...compiler.bundle.spec import parse_bytes
 from ...compiler.target import Target
 from ...errors import ConfigurationError
 from ..clock import MonotonicClock
-from ..core import EngineCore, TierUse
+from ..core import EngineCore, TierUse, Watcher
 from ..energy import energy_meter
 from ..executor import JaxExecutor
 from ..metrics import Metrics
@@ -30,6 +30,7 @@ from ..residency import check_budget
 from ..scheduler import Scheduler
 from ..tiers import TransferRecord
 from ..tool_calls import TOOL_FORMATS, ToolFormat
+from ..workflow import LookAhead
 from .encoding import Encoding, check_scores
 from .exchange import Exchange
 from .generation import Generation, gather
@@ -157,6 +158,21 @@ class Runtime:
     def transfers(self) -> tuple[TransferRecord, ...]:
         """Returns the newest transfers, oldest first."""
         return tuple(self._core.records)
+
+    # What a benchmark looks at and changes
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, no transfer either."""
+        return self._scheduler.is_idle
+
+    def look_ahead_by(self, look_ahead: LookAhead) -> None:
+        """Has requests foretold by another look-ahead from now on. Only while nothing is under way."""
+        self._scheduler.foresight.look_ahead = look_ahead
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Has every event and action told to a watcher, on the engine's thread; None: to nobody."""
+        self._core.watcher = watcher
 
     # Text to tokens
 

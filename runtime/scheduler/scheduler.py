@@ -84,8 +84,8 @@ class Scheduler:
         self._queue_timeout_seconds = queue_timeout_seconds
         self._state = State(self.residency, self.queues)
         self._copies = BlockCopies(self._state)
-        self._foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
-        self._moves = Moves(self._state, self._copies, self._foresight)
+        self.foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
+        self._moves = Moves(self._state, self._copies, self.foresight)
         self._admission = Admission(self._state)
         self._steps = StepPlanner(self._state, self._copies, decode_steps=decode_steps, prefill_tokens=prefill_tokens)
 
@@ -143,7 +143,7 @@ class Scheduler:
             else EmbedJob.of(request, work, order, now)
         )
         self._state.jobs[request.id] = job
-        self._foresight.observe(request, now)
+        self.foresight.observe(request, now)
         self._state.wait(job)
         self.queues[request.model].shares.join(request.client)
         if not self.residency.is_hot(request.model):
