@@ -101,6 +101,13 @@ class Sampling:
         """Returns whether a token ends the answer of a model with these ends of its own."""
         return token in self.ends or (not self.ignores_eos and token in eos_token_ids)
 
+    def before_end(self, drawn: tuple[int, ...], eos_token_ids: Collection[int]) -> tuple[int, ...]:
+        """Returns the tokens drawn before the first that ends the answer; all of them if none does."""
+        for index, token in enumerate(drawn):
+            if self.is_end(token, eos_token_ids):
+                return drawn[:index]
+        return drawn
+
 
 @dataclass(frozen=True)
 class GenerateWork:

@@ -59,6 +59,7 @@ class GenerateJob(Job):
     was_preempted: bool = False  # after its first step
     is_charged: bool = False  # whether its prompt counts against its client's share
     _digests: list[bytes] = field(default_factory=list[bytes])  # of the full blocks, as far as they were asked for
+    _timing: Timing | None = None  # of its replies: nothing of it changes from the first token on
 
     @staticmethod
     def of(request: Request, work: GenerateWork, order: tuple[int, int], now: float) -> GenerateJob:
@@ -87,7 +88,7 @@ class GenerateJob(Job):
     @property
     def is_decoding(self) -> bool:
         """Whether only the newest token is missing from the cache."""
-        return len(self.tokens) - self.num_computed == 1 and self.num_computed > 0
+        return 0 < self.num_computed == len(self.tokens) - 1
 
     def digests(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Returns the digests of the first blocks, of tokens that are known."""
@@ -98,6 +99,12 @@ class GenerateJob(Job):
             known.append(parent)
         return known[:num_blocks]
 
+    def digest(self, position: int, block_tokens: int) -> bytes:
+        """Returns the digest of one block, of tokens that are known."""
+        if position < len(self._digests):
+            return self._digests[position]
+        return self.digests(position + 1, block_tokens)[position]
+
     def found(self, num_tokens: int) -> None:
         """Records that so many tokens more are in the cache, and that nothing was computed for them."""
         self.num_computed += num_tokens
@@ -106,8 +113,10 @@ class GenerateJob(Job):
 
     def timing(self) -> Timing:
         """Returns when things happened, and what needed not."""
-        assert self.started_at is not None, self.id
-        return Timing(self.arrived_at, self.started_at, self.switch_seconds, self.num_cached)
+        if self._timing is None:
+            assert self.started_at is not None, self.id
+            self._timing = Timing(self.arrived_at, self.started_at, self.switch_seconds, self.num_cached)
+        return self._timing
 
 
 @dataclass(eq=False)

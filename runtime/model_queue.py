@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..compiler.bundle.manifest import ModelEntry, ProgramEntry
@@ -31,6 +32,9 @@ class ModelQueue:
     is_turn_of_short: bool = False  # whether the next chunk is for a prompt that it completes
     is_saved: bool = False  # whether what is worth it has been saved since the last step
     num_preemptions: int = 0
+    _chosen: dict[tuple[Phase, int, int], Configuration | None] = field(
+        default_factory=dict[tuple[Phase, int, int], "Configuration | None"]
+    )  # what `smallest` has said: asked at every step
 
     @staticmethod
     def of(entry: ModelEntry, *, kv_bytes_per_s: float | None) -> ModelQueue:
@@ -67,14 +71,18 @@ class ModelQueue:
 
     def smallest(self, phase: Phase, *, batch: int = 1, new_tokens: int = 1) -> Configuration | None:
         """Returns the cheapest configuration that holds so many sequences of so many tokens, if there is one."""
-        known = (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
-        fitting = (c for c in known if c.batch >= batch and c.new_tokens >= new_tokens)
-        return min(fitting, key=lambda c: (c.batch * c.new_tokens, c.batch), default=None)
+        asked = (phase, batch, new_tokens)
+        if asked not in self._chosen:
+            fitting = (c for c in self._of_phase(phase) if c.batch >= batch and c.new_tokens >= new_tokens)
+            self._chosen[asked] = min(fitting, key=lambda c: (c.batch * c.new_tokens, c.batch), default=None)
+        return self._chosen[asked]
 
     def longest(self, phase: Phase) -> Configuration:
         """Returns the configuration with the most new tokens."""
-        known = (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
-        return max(known, key=lambda c: c.new_tokens)
+        return max(self._of_phase(phase), key=lambda c: c.new_tokens)
+
+    def _of_phase(self, phase: Phase) -> Iterator[Configuration]:
+        return (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
 
     def _program(self, configuration: Configuration) -> ProgramEntry:
         return next(program for program in self.entry.programs if program.configuration == configuration)

@@ -24,13 +24,13 @@ def find_prefix(pool: BlockPool, job: GenerateJob) -> list[int]:
 
 def catch_up(pool: BlockPool, job: GenerateJob) -> None:
     """Takes the blocks that have come into the pool since the job was admitted, in the place of its own."""
-    last = num_sharable(pool, job)
-    while job.num_computed % pool.block_tokens == 0 and (position := job.num_computed // pool.block_tokens) < last:
-        block = pool.find(job.digests(position + 1, pool.block_tokens)[position])
+    size, last = pool.block_tokens, num_sharable(pool, job)
+    while job.num_computed % size == 0 and (position := job.num_computed // size) < last:
+        block = pool.find(job.digest(position, size))
         if block is None:
             return
         pool.replace(job.blocks, position, block)
-        job.found(pool.block_tokens)
+        job.found(size)
         job.num_indexed = position + 1
 
 
@@ -53,12 +53,12 @@ def is_being_computed(queue: ModelQueue, job: GenerateJob, num_found: int) -> bo
     """
     assert queue.pool is not None, queue.entry.name
     size = queue.pool.block_tokens
-    first, last = num_found * size, len(job.tokens) - 1
-    end = min(first + size, last)
-    return any(
-        not other.is_decoding and first < end and other.num_computed < end and _begins_alike(other, job, end, size)
-        for other in queue.running
-    )
+    first = num_found * size
+    end = min(first + size, len(job.tokens) - 1)
+    if first >= end:
+        return False
+    prompts = (other for other in queue.running if other.num_computed < end and not other.is_decoding)
+    return any(_begins_alike(other, job, end, size) for other in prompts)
 
 
 def copy_of_tail(queue: ModelQueue, job: GenerateJob) -> tuple[int, int] | None:
@@ -87,4 +87,4 @@ def _begins_alike(one: GenerateJob, other: GenerateJob, num_tokens: int, block_t
     rest = slice(num_full * block_tokens, num_tokens)
     if one.tokens[rest] != other.tokens[rest]:
         return False
-    return not num_full or one.digests(num_full, block_tokens)[-1] == other.digests(num_full, block_tokens)[-1]
+    return not num_full or one.digest(num_full - 1, block_tokens) == other.digest(num_full - 1, block_tokens)

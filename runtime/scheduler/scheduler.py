@@ -192,25 +192,20 @@ class Scheduler:
                 yield Reply(job.id, finish_reason="stop", timing=job.timing())
 
     def _generated(self, queue: ModelQueue, job: GenerateJob, drawn: tuple[int, ...]) -> Iterator[Action]:
-        fresh: list[int] = []
+        fresh = job.work.sampling.before_end(drawn, queue.entry.eos_token_ids)
+        job.tokens += fresh
         reason: FinishReason | None = None
-        sampling = job.work.sampling
-        for token in drawn:
-            if sampling.is_end(token, queue.entry.eos_token_ids):
-                reason = "stop"
-                break
-            fresh.append(token)
-            job.tokens.append(token)
-            if job.num_generated == job.max_tokens:
-                reason = "length"  # unless an end follows at once: no step draws more than that
+        if len(fresh) < len(drawn):
+            reason = "stop"
+        elif job.num_generated >= job.max_tokens:
+            reason = "length"
         assert queue.pool is not None, queue.entry.name
         index_blocks(queue.pool, job)
         queue.shares.charge(job.request.client, len(fresh))
         if reason is not None:
             self._state.forget(job)
-            yield Reply(job.id, tuple(fresh), reason, timing=job.timing())
-        elif fresh:
-            yield Reply(job.id, tuple(fresh), timing=job.timing())
+        if reason is not None or fresh:
+            yield Reply(job.request.id, fresh, reason, timing=job.timing())
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
         step = self._take_step(step_id)

@@ -39,20 +39,26 @@ class StepPlanner:
     def plan(self, now: float) -> list[Action]:
         """Returns the next step, if any model has work."""
         hot = self._state.residency.is_hot
-        busy = [queue for queue in self._state.queues.values() if queue.running or queue.embedding]
-        ready = [queue for queue in busy if queue.has_work and hot(queue.entry.name)]
-        if not ready:
+        chosen: ModelQueue | None = None  # the one whose last step is the longest ago
+        for queue in self._state.queues.values():
+            if (
+                (queue.running or queue.embedding)
+                and (chosen is None or queue.last_step_id < chosen.last_step_id)
+                and queue.has_work
+                and hot(queue.entry.name)
+            ):
+                chosen = queue
+        if chosen is None:
             return []
-        queue = min(ready, key=lambda q: q.last_step_id)
-        return [self._embed(queue, now)] if queue.embedding else self._generate(queue, now)
+        return [self._embed(chosen, now)] if chosen.embedding else self._generate(chosen, now)
 
     def _generate(self, queue: ModelQueue, now: float) -> list[Action]:
         pool = queue.pool
         assert pool is not None, queue.entry.name
-        prompts = [job for job in queue.running if not job.is_decoding]
-        for job in prompts:
-            catch_up(pool, job)
-        decoding = [job for job in queue.running if job.is_decoding] if prompts else list(queue.running)
+        for job in queue.running:
+            if not job.is_decoding:
+                catch_up(pool, job)
+        decoding = [job for job in queue.running if job.is_decoding]
         if decoding and (queue.last_phase == "prefill" or len(decoding) == len(queue.running)):
             copy = self._make_room(queue, decoding)
             if copy:
@@ -70,7 +76,9 @@ class StepPlanner:
             The copy that has to come first, if the next one to be preempted is to be saved.
         """
         assert queue.pool is not None, queue.entry.name
-        for job in sorted(decoding, key=order_of):
+        size = queue.pool.block_tokens
+        short = [job for job in decoding if len(job.tokens) > len(job.blocks) * size]
+        for job in sorted(short, key=order_of):
             while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
                 youngest = max(queue.running, key=order_of)
                 copy = self._copies.save_of(queue, youngest)
