@@ -32,6 +32,7 @@ __all__ = [
     "FailureCode",
     "GenerateWork",
     "LoadBlocks",
+    "LoadWork",
     "Prefill",
     "Reply",
     "Request",
@@ -49,6 +50,8 @@ __all__ = [
     "TransferDone",
     "TransferFailed",
     "TransferProgressed",
+    "UnloadWork",
+    "Work",
 ]
 
 TierName: TypeAlias = Literal["hbm", "ddr", "disk"]
@@ -127,12 +130,27 @@ class EmbedWork:
 
 
 @dataclass(frozen=True)
+class LoadWork:
+    """A model to be made hot, for whatever comes later."""
+
+
+@dataclass(frozen=True)
+class UnloadWork:
+    """A model to be dropped from all tiers above one, after what was asked of it before."""
+
+    tier: Literal["ddr", "disk"]
+
+
+Work: TypeAlias = GenerateWork | EmbedWork | LoadWork | UnloadWork
+
+
+@dataclass(frozen=True)
 class Request:
     """What one client asks of one model."""
 
     id: int
     model: str
-    work: GenerateWork | EmbedWork
+    work: Work
     priority: int = 0  # class; a lower number goes first
     client: str = ""  # whose it is: those of a class get the same share
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .events import EmbedWork, GenerateWork, Request, Timing
+from .events import EmbedWork, GenerateWork, Request, TierName, Timing, UnloadWork
 from .kv_cache import chain_digest, root_digest
 
-__all__ = ["EmbedJob", "GenerateJob", "Job"]
+__all__ = ["EmbedJob", "GenerateJob", "Job", "LoadJob", "UnloadJob", "job_of"]
 
 
 @dataclass(eq=False)
@@ -131,3 +131,28 @@ class EmbedJob(Job):
     def of(request: Request, work: EmbedWork, order: tuple[int, int], now: float) -> EmbedJob:
         """Returns the job of a new request."""
         return EmbedJob(request, order, now, sequences=work.sequences)
+
+
+@dataclass(eq=False)
+class LoadJob(Job):
+    """A model to be made hot."""
+
+
+@dataclass(eq=False)
+class UnloadJob(Job):
+    """A model to be dropped from the tiers above one."""
+
+    tier: TierName = "disk"
+
+
+def job_of(request: Request, order: tuple[int, int], now: float) -> Job:
+    """Returns the job of a new request."""
+    match request.work:
+        case GenerateWork() as work:
+            return GenerateJob.of(request, work, order, now)
+        case EmbedWork() as work:
+            return EmbedJob.of(request, work, order, now)
+        case UnloadWork(tier):
+            return UnloadJob(request, order, now, tier=tier)
+        case _:
+            return LoadJob(request, order, now)

@@ -136,6 +136,12 @@ class ResidencyManager:
         """Whether the model's weights are in hbm, whole."""
         return "hbm" in self._places[model].tiers
 
+    def tiers_of(self, model: str) -> tuple[TierName, ...]:
+        """Returns the tiers above the disk that hold a model, the fastest first."""
+        tiers = self._places[model].tiers
+        above: tuple[TierName, ...] = ("hbm", "ddr")
+        return tuple(tier for tier in above if tier in tiers)
+
     def used_bytes(self, tier: TierName) -> int:
         """Returns the bytes charged to a tier, those on their way included."""
         return self._charge(tier, self._holders(tier)) + (self.saved.used_bytes if tier == "ddr" else 0)

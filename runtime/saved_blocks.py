@@ -48,8 +48,14 @@ class SavedBlocks:
             dropped.append(slot.id)
         return tuple(dropped)
 
+    def drop(self, model: str) -> tuple[int, ...]:
+        """Drops all that is saved of a model; returns the slots."""
+        slots = tuple(slot.id for (name, _), slot in self._slots.items() if name == model)
+        self.discard(slots)
+        return slots
+
     def discard(self, slots: Iterable[int]) -> None:
-        """Drops slots that hold nothing after all."""
+        """Drops these slots."""
         lost = set(slots)
         for key in [key for key, slot in self._slots.items() if slot.id in lost]:
             self.used_bytes -= self._slots.pop(key).num_bytes

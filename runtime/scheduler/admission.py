@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 
 from ..events import Action, CopyBlocks
-from ..jobs import EmbedJob, GenerateJob, Job
+from ..jobs import EmbedJob, GenerateJob, Job, LoadJob, UnloadJob
 from ..model_queue import ModelQueue
 from .prefixes import copy_of_tail, find_prefix, is_being_computed
 from .state import Barrier, State, order_of
@@ -53,6 +53,10 @@ class Admission:
         for job in queue.waiting:
             if barrier is not None and barrier.bars(queue.entry.name, job):
                 break
+            if isinstance(job, UnloadJob):
+                break
+            if isinstance(job, LoadJob):
+                continue
             if best is not None and (best.order[0] < job.order[0] or len(clients) == queue.shares.num_clients):
                 break
             if job.request.client in clients and job.started_at is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ..events import Action, DropBlocks, Evict, TierName, Transfer
 from ..foresight import Foresight
-from ..jobs import Job
+from ..jobs import Job, UnloadJob
 from .copies import BlockCopies
 from .state import Barrier, State, TransferInFlight
 
@@ -37,6 +37,7 @@ class Moves:
         self._pinned = {tier: [n for n, q in state.queues.items() if q.entry.pin == tier] for tier in ("hbm", "ddr")}
         self._barrier: Barrier | None = None  # kept until something moves, or another request comes to be first
         self._broken: set[str] = set()  # models whose last transfer failed; tried again when asked for
+        self._unloaded: set[str] = set()  # models that were to go; they come back when asked for
 
     @property
     def is_settled(self) -> bool:
@@ -62,6 +63,7 @@ class Moves:
         """Records that a transfer is done."""
         self._residency.finish(model, now)
         self._broken.discard(model)
+        self._unloaded.discard(model)
         if self._residency.is_hot(model):
             for job in self._state.queues[model].waiting:
                 job.became_hot(now)
@@ -70,6 +72,13 @@ class Moves:
         """Records that a transfer has failed."""
         self._residency.fail(model)
         self._broken.add(model)
+
+    def unload(self, model: str, tier: TierName, now: float) -> list[Evict]:
+        """Evicts an idle model from the tiers above one, and leaves it there until somebody asks for it."""
+        self._unloaded.add(model)
+        pin = self._state.queues[model].entry.pin
+        held = self._residency.tiers_of(model)
+        return [self._evict(model, name, now) for name in held if name != tier and name != pin]
 
     def _bring(self, wanted: Job, now: float) -> tuple[Barrier | None, list[Action]]:
         """Brings the model of a held request closer."""
@@ -92,7 +101,8 @@ class Moves:
     def _first_held(self) -> Job | None:
         is_hot = self._residency.is_hot
         held = (q.waiting[0] for name, q in self._state.queues.items() if q.waiting and not is_hot(name))
-        return min(held, key=lambda job: job.order, default=None)
+        wanted = (job for job in held if not isinstance(job, UnloadJob))
+        return min(wanted, key=lambda job: job.order, default=None)
 
     def _next_pinned(self) -> str | None:
         """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""
@@ -105,7 +115,7 @@ class Moves:
     def _prefetch(self, now: float) -> list[Action]:
         """Brings the model closer that is about to be asked for, in the place of idle ones that are wanted later."""
         forecast = self._foresight.next_wanted(now)
-        if forecast is None or forecast.model in self._broken:
+        if forecast is None or forecast.model in self._broken | self._unloaded:
             return []
         model = forecast.model
 
@@ -127,7 +137,7 @@ class Moves:
             (
                 name
                 for name in (self._residency.cold if self._residency.is_tiered else ())
-                if name not in self._broken and self._residency.has_room(name, "ddr")
+                if name not in self._broken | self._unloaded and self._residency.has_room(name, "ddr")
             ),
             None,
         )

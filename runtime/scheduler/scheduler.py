@@ -19,7 +19,6 @@ from ..events import (
     Arrival,
     Cancel,
     Event,
-    GenerateWork,
     LoadBlocks,
     Reply,
     Request,
@@ -33,12 +32,13 @@ from ..events import (
     TransferProgressed,
 )
 from ..foresight import Foresight
-from ..jobs import EmbedJob, GenerateJob
+from ..jobs import EmbedJob, GenerateJob, LoadJob, UnloadJob, job_of
 from ..model_queue import ModelQueue
 from ..request import FinishReason
 from ..residency import ResidencyManager
 from .admission import Admission
 from .copies import BlockCopies
+from .loads import Loads
 from .moves import Moves
 from .prefixes import index_blocks
 from .state import State, StepInFlight
@@ -86,6 +86,7 @@ class Scheduler:
         self._copies = BlockCopies(self._state)
         self.foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
         self._moves = Moves(self._state, self._copies, self.foresight)
+        self._loads = Loads(self._state, self._copies, self._moves)
         self._admission = Admission(self._state)
         self._steps = StepPlanner(self._state, self._copies, decode_steps=decode_steps, prefill_tokens=prefill_tokens)
 
@@ -126,7 +127,9 @@ class Scheduler:
         return actions + self._advance(now)
 
     def _advance(self, now: float) -> list[Action]:
-        barrier, actions = self._moves.plan(now)
+        asked = self._loads.plan(now)
+        barrier, moves = self._moves.plan(now)
+        actions = [*asked, *moves]
         for queue in self.queues.values():
             if queue.waiting:
                 actions += self._admission.admit(queue, barrier)
@@ -135,15 +138,12 @@ class Scheduler:
         return actions
 
     def _arrive(self, request: Request, now: float) -> Iterator[Action]:
-        order = (request.priority, self._state.next_id())
-        work = request.work
-        job = (
-            GenerateJob.of(request, work, order, now)
-            if isinstance(work, GenerateWork)
-            else EmbedJob.of(request, work, order, now)
-        )
+        job = job_of(request, (request.priority, self._state.next_id()), now)
         self._state.jobs[request.id] = job
-        self.foresight.observe(request, now)
+        if isinstance(job, LoadJob | UnloadJob):
+            self._loads.ask(job)
+        else:
+            self.foresight.observe(request, now)
         self._state.wait(job)
         self.queues[request.model].shares.join(request.client)
         if not self.residency.is_hot(request.model):
@@ -223,7 +223,7 @@ class Scheduler:
     def _transfer_failed(self, transfer_id: int, message: str) -> Iterator[Action]:
         model = self._take_transfer(transfer_id)
         self._moves.failed(model)
-        for job in list(self.queues[model].waiting):
+        for job in [job for job in self.queues[model].waiting if not isinstance(job, UnloadJob)]:
             self._state.forget(job)
             yield Reply(job.id, failure="failed", message=message)
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tiny_models import BLOCK_TOKENS, SEQUENCE, answer_of, decoder, embed, encoder, generate, run
+from tiny_models import BLOCK_TOKENS, SEQUENCE, answer_of, decoder, embed, encoder, generate, load, run, unload
 from virtual_machine import verify
 
 from plait.compiler.bundle.manifest import ModelEntry, TierBudget
@@ -86,6 +86,10 @@ def bundles(draw: st.DrawFn) -> list[ModelEntry]:
 def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Request:
     model = draw(st.sampled_from(models))
     priority = draw(st.sampled_from([0, 0, 0, 1, 2]))
+    if not draw(st.integers(0, 9)):
+        return load(request_id, model.name, priority=priority)
+    if not draw(st.integers(0, 9)):
+        return unload(request_id, model.name, tier=draw(st.sampled_from(["ddr", "disk"])), priority=priority)
     if model.kv is None:
         lengths = tuple(draw(st.lists(st.integers(1, SEQUENCE), min_size=1, max_size=6)))
         return embed(request_id, model.name, lengths=lengths, priority=priority)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from plait.compiler.bundle.manifest import KVPlan, ModelEntry, ProgramEntry, StageProgram, TierBudget
 from plait.compiler.configuration import Configuration
 from plait.compiler.target import Compute, Link, Target, Tier
-from plait.runtime.events import EmbedWork, GenerateWork, Request, Sampling
+from plait.runtime.events import EmbedWork, GenerateWork, LoadWork, Request, Sampling, UnloadWork
 from plait.runtime.scheduler import Scheduler
 from plait.runtime.simulator import Record, SimExecutor, simulate
 
@@ -137,6 +137,16 @@ def embed(request_id: int, model: str = "embed", *, lengths: tuple[int, ...] = (
     """A request for the vectors of sequences of such lengths."""
     sequences = tuple(tuple(range(1, length + 1)) for length in lengths)
     return Request(request_id, model, EmbedWork(sequences), priority)
+
+
+def load(request_id: int, model: str = "chat", *, priority: int = 0) -> Request:
+    """A request to make a model hot."""
+    return Request(request_id, model, LoadWork(), priority)
+
+
+def unload(request_id: int, model: str = "chat", *, tier: str = "disk", priority: int = 0) -> Request:
+    """A request to drop a model from the tiers above one."""
+    return Request(request_id, model, UnloadWork(tier), priority)  # type: ignore[arg-type]
 
 
 def run(

@@ -6,6 +6,8 @@ knows only the manifest's numbers, the events and the actions.
 - Bytes: weights, KV pools, the largest workspace and saved KV blocks never pass a tier's budget.
 - Transfers: one at a time, from a tier that has the model to one that hasn't, for somebody who waits.
 - Evictions: never of a pinned or busy model, nor of one that a transfer reads from.
+- Loads are answered when their model is hot; unloads when it is gone, after all that was asked of it before, and before
+  anything that was asked later begins.
 - Steps: one at a time, of a hot model, within the shapes of one of its programs.
 - KV cache: whatever a step takes to be in the cache was computed, after the same tokens and for the same salt, and has
   come there by a step, or by copies of what was there. No step writes to a block that another of its sequences has.
@@ -34,6 +36,7 @@ from plait.runtime.events import (
     Evict,
     GenerateWork,
     LoadBlocks,
+    LoadWork,
     Prefill,
     Reply,
     Request,
@@ -44,6 +47,7 @@ from plait.runtime.events import (
     Transfer,
     TransferDone,
     TransferFailed,
+    UnloadWork,
 )
 from plait.runtime.simulator import Record
 
@@ -168,7 +172,7 @@ class VirtualMachine:
         assert name in self.tiers[transfer.source], f"{transfer} from where the model is not"
         assert name not in self.tiers[transfer.destination], f"{transfer} to where the model is"
         assert transfer.num_bytes == self.models[name].weights_bytes
-        is_asked_for = any(c.is_open and c.request.model == name for c in self.clients.values())
+        is_asked_for = name in self._asked_for()
         is_pinned = self.models[name].pin is not None
         if not (is_asked_for or is_pinned) and (transfer.destination == "hbm" or self.leaving):
             self._check_ahead(transfer)
@@ -177,9 +181,13 @@ class VirtualMachine:
 
     def _check_ahead(self, transfer: Transfer) -> None:
         """Nobody asks for what is on its way: it must take nothing from those who ask for something."""
-        asked_for = {client.request.model for client in self.clients.values() if client.is_open}
+        asked_for = self._asked_for()
         assert asked_for <= self.tiers["hbm"], f"{transfer} ahead of {asked_for}, and nobody asks for it"
         assert asked_for.isdisjoint(self.leaving), f"{self.leaving} evicted for {transfer}, and nobody asks for it"
+
+    def _asked_for(self) -> set[str]:
+        open_ones = (client.request for client in self.clients.values() if client.is_open)
+        return {request.model for request in open_ones if not isinstance(request.work, UnloadWork)}
 
     def _end_transfer(self, event: TransferDone | TransferFailed) -> None:
         assert self.transfer is not None
@@ -202,7 +210,8 @@ class VirtualMachine:
                 assert not is_busy, f"{evict} with {client.request} begun and not ended"
             self.cache[name].clear()
         self.tiers[evict.tier].remove(name)
-        self.leaving.append(name)
+        if not any(isinstance(client.request.work, UnloadWork) for client in self._of(name)):
+            self.leaving.append(name)
 
     # Copies of KV blocks
 
@@ -292,10 +301,16 @@ class VirtualMachine:
                 self._check_sequence(step, entry)
 
     def _check_turn(self, client: Client, *, is_whole: bool) -> None:
-        if client.has_begun or (is_whole and isinstance(client.request.work, GenerateWork)):
+        if client.has_begun:
             return
         for other in self._of(client.request.model):
+            if isinstance(other.request.work, UnloadWork):
+                assert not _comes_after(client, other), f"{client.request} begins before {other.request}"
+            if not isinstance(other.request.work, GenerateWork | EmbedWork):
+                continue
             if other.has_begun or other.serial >= client.serial or other.request.client != client.request.client:
+                continue
+            if is_whole and isinstance(client.request.work, GenerateWork):
                 continue
             if other.request.priority == client.request.priority:
                 assert self._is_shared(other), f"{client.request} begins before {other.request}"
@@ -408,7 +423,7 @@ class VirtualMachine:
         kv = self.models[request.model].kv
         if kv is None:
             return
-        rivals = self._of(request.model)
+        rivals = [client for client in self._of(request.model) if isinstance(client.request.work, GenerateWork)]
         demand = sum(-(-(len(c.prompt) + _max_tokens(c)) // kv.block_tokens) for c in rivals)
         for client in rivals:
             client.was_short |= demand > kv.num_blocks
@@ -423,6 +438,8 @@ class VirtualMachine:
             assert tuple(client.streamed) == whole[: len(client.streamed)], f"{reply}: {whole} was expected"
             if reply.finish_reason is not None:
                 assert (tuple(client.streamed), reply.finish_reason) == (whole, reason)
+        elif isinstance(client.request.work, LoadWork | UnloadWork):
+            self._check_moved(client, reply)
         elif reply.finish_reason is not None:
             assert client.embedded == set(range(len(client.request.work.sequences)))
         assert reply.tokens or reply.finish_reason or reply.failure, f"{reply} says nothing"
@@ -430,10 +447,25 @@ class VirtualMachine:
             assert not client.has_begun, f"{reply} to {client.request}, which has begun"
         elif reply.failure == "failed":
             assert self.failures, f"{reply} and nothing has failed"
-        if reply.failure is None:
+        if reply.failure is None and isinstance(client.request.work, GenerateWork | EmbedWork):
             self._check_timing(client, reply)
         if reply.finish_reason or reply.failure:
             client.end = reply
+
+    def _check_moved(self, client: Client, reply: Reply) -> None:
+        work, model = client.request.work, client.request.model
+        if reply.failure is not None:
+            return
+        if isinstance(work, LoadWork):
+            assert model in self.tiers["hbm"], f"{reply} to {client.request}, which is not hot"
+            return
+        assert isinstance(work, UnloadWork)
+        left = {"hbm", "ddr"} - {work.tier, self.models[model].pin}
+        assert not [tier for tier in left if model in self.tiers[tier]], f"{reply} to {client.request}, which is there"
+        late = [other.request for other in self._of(model) if _comes_after(client, other)]
+        assert not late, f"{client.request} is gone before {late}"
+        if work.tier == "disk":
+            assert model not in {name for name, _ in self.saved.values()}, f"{reply} and blocks of {model} are left"
 
     def _check_timing(self, client: Client, reply: Reply) -> None:
         assert reply.timing is not None
@@ -441,6 +473,11 @@ class VirtualMachine:
         assert abs(reply.timing.switch_seconds - client.cold_seconds) < 1e-9, f"{reply}: {client.cold_seconds}"
         assert reply.timing.cached_tokens <= client.cached_tokens
         assert client.was_short or reply.timing.cached_tokens == client.cached_tokens, f"{reply}: {client}"
+
+
+def _comes_after(client: Client, other: Client) -> bool:
+    """Whether a client's turn is after another's, by class and arrival."""
+    return (client.request.priority, client.serial) > (other.request.priority, other.serial)
 
 
 def _max_tokens(client: Client) -> int:
