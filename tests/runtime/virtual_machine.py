@@ -305,7 +305,8 @@ class VirtualMachine:
             return
         for other in self._of(client.request.model):
             if isinstance(other.request.work, UnloadWork):
-                assert not _comes_after(client, other), f"{client.request} begins before {other.request}"
+                is_later = client.serial > other.serial and _comes_after(client, other)
+                assert not is_later, f"{client.request} begins before {other.request}"
             if not isinstance(other.request.work, GenerateWork | EmbedWork):
                 continue
             if other.has_begun or other.serial >= client.serial or other.request.client != client.request.client:
