@@ -18,6 +18,7 @@
         ├── ContextLengthError        400: prompt and answer do not fit the context
         ├── ModelNotFoundError        404
         ├── RequestTimeoutError       408
+        ├── ModelStateError           409: where the model is, it has to stay
         ├── QueueFullError            429
         └── ShuttingDownError         503
 
@@ -40,6 +41,7 @@ __all__ = [
     "InvalidRequestError",
     "ModelError",
     "ModelNotFoundError",
+    "ModelStateError",
     "PlaitError",
     "PullError",
     "QueueFullError",
@@ -178,6 +180,13 @@ class RequestTimeoutError(RequestError):
     status = 408
     type = "timeout_error"
     default_code = "request_timeout"
+
+
+class ModelStateError(RequestError):
+    """409: a model cannot be brought where it was asked to be."""
+
+    status = 409
+    default_code = "model_state"
 
 
 class QueueFullError(RequestError):

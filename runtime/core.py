@@ -29,6 +29,7 @@ from .events import (
     Decode,
     DropBlocks,
     Embed,
+    EmbedWork,
     Event,
     Evict,
     GenerateWork,
@@ -90,10 +91,16 @@ class _Client:
     sink: Sink
     model: str
     num_prompt: int  # 0 for an embedding
+    is_counted: bool  # among the requests; loads and unloads are not
     last_token_at: float | None = None
     has_started: bool = False
     is_answered: bool = False
     joules: float = 0.0
+
+
+def _client(request: Request, sink: Sink) -> _Client:
+    num_prompt = len(request.work.prompt) if isinstance(request.work, GenerateWork) else 0
+    return _Client(sink, request.model, num_prompt, isinstance(request.work, GenerateWork | EmbedWork))
 
 
 @dataclass(frozen=True)
@@ -179,9 +186,9 @@ class EngineCore:
                 raise QueueFullError(
                     f"{len(self._clients)} requests are under way, the limit is {self._max_requests}; try again later"
                 )
-            num_prompt = len(request.work.prompt) if isinstance(request.work, GenerateWork) else 0
-            self._clients[request.id] = _Client(sink, request.model, num_prompt)
-        self._metrics.request_arrived(request.model, self._scheduler.residency.residency(request.model))
+            client = self._clients[request.id] = _client(request, sink)
+        if client.is_counted:
+            self._metrics.request_arrived(request.model, self._scheduler.residency.residency(request.model))
         self._events.put(Arrival(request))
 
     def release(self, request_id: int) -> bool:
@@ -328,7 +335,7 @@ class EngineCore:
             gap = None if client.last_token_at is None else now - client.last_token_at
             client.last_token_at = now
             self._metrics.tokens_generated(client.model, gap, len(reply.tokens))
-        if reply.failure is not None:
+        if reply.failure is not None and client.is_counted:
             self._metrics.request_finished(client.model, "error")
         energy = None if self._energy is None else Energy(client.joules, self._energy.source)
         client.sink(Outcome(reply, vectors, tuple(logprobs), energy))
@@ -387,7 +394,8 @@ class EngineCore:
             clients = list(self._clients.items())
             self._clients.clear()
         for request_id, client in clients:
-            self._metrics.request_finished(client.model, "error")
+            if client.is_counted:
+                self._metrics.request_finished(client.model, "error")
             client.sink(Outcome(Reply(request_id, failure="failed", message=message)))
 
     # The transfer thread

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from ...errors import ExecutionError, RequestTimeoutError
 from ..clock import Clock
 from ..core import EngineCore, Outcome
-from ..events import EmbedWork, GenerateWork, Request
+from ..events import LoadWork, Request, UnloadWork, Work
 from ..metrics import Metrics
 
 __all__ = ["Exchange"]
@@ -35,9 +35,17 @@ class Exchange:
         """Returns the engine's time in seconds."""
         return self._clock.now()
 
-    def request(self, model: str, work: GenerateWork | EmbedWork, *, priority: int = 0, client: str = "") -> Request:
+    def request(self, model: str, work: Work, *, priority: int = 0, client: str = "") -> Request:
         """Returns a request of its own number."""
         return Request(next(self._ids), model, work, priority, client)
+
+    def post(self, request: Request) -> None:
+        """Hands a request in that nobody waits for.
+
+        Raises:
+            RequestError: if it is not taken.
+        """
+        self._core.submit(request, lambda outcome: None)
 
     def outcomes(self, request: Request) -> Generator[Outcome, None, None]:
         """Yields what comes of a request for as long as the generator is open; closing it ends the request.
@@ -70,7 +78,7 @@ class Exchange:
 
     def _abandon(self, request: Request) -> None:
         """Ends a request that nobody waits for any more, if it hasn't ended by itself."""
-        if self.end(request):
+        if self.end(request) and not isinstance(request.work, LoadWork | UnloadWork):
             self.metrics.request_finished(request.model, "cancelled")
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +35,7 @@ from ..workflow import LookAhead
 from .encoding import Encoding, check_scores
 from .exchange import Exchange
 from .generation import Generation, gather
+from .loading import Loading
 from .served import Messages, Prompt, Served, ServedModels, TextOrPair
 
 __all__ = ["Runtime"]
@@ -119,6 +121,7 @@ class Runtime:
         exchange = Exchange(self._core, clock, self.metrics)
         self._generation = Generation(exchange)
         self._encoding = Encoding(exchange)
+        self._loading = Loading(exchange, is_tiered=tiered)
         self._core.start()
 
     def __enter__(self) -> Runtime:
@@ -173,6 +176,45 @@ class Runtime:
     def watch(self, watcher: Watcher | None) -> None:
         """Has every event and action told to a watcher, on the engine's thread; None: to nobody."""
         self._core.watcher = watcher
+
+    # Where models are
+
+    def load_model(self, model: str, *, wait: bool = True) -> None:
+        """Makes a model hot, in its turn among the requests; busy models are not evicted for it.
+
+        Args:
+            model: Name or alias.
+            wait: Return when it is hot, rather than at once.
+
+        Raises:
+            RequestError: if the request is not taken.
+            ExecutionError: if the model cannot be brought.
+        """
+        self._loading.run(self._loading.load(self._served[model].entry), wait=wait)
+
+    async def load_model_async(self, model: str, *, wait: bool = True) -> None:
+        """Makes a model hot; as `load_model`."""
+        await self._loading.run_async(self._loading.load(self._served[model].entry), wait=wait)
+
+    def unload_model(self, model: str, tier: Literal["ddr", "disk"] = "disk", *, wait: bool = True) -> None:
+        """Drops a model from memory, once what was asked of it before has been answered.
+
+        A request that comes later brings it back; until then it is not fetched ahead.
+
+        Args:
+            model: Name or alias.
+            tier: Where it is left: on disk, or in ddr as well.
+            wait: Return when it is gone, rather than at once.
+
+        Raises:
+            ModelStateError: if the model is pinned to a tier that it would leave.
+            RequestError: if the request is not taken.
+        """
+        self._loading.run(self._loading.unload(self._served[model].entry, tier), wait=wait)
+
+    async def unload_model_async(self, model: str, tier: Literal["ddr", "disk"] = "disk", *, wait: bool = True) -> None:
+        """Drops a model from memory; as `unload_model`."""
+        await self._loading.run_async(self._loading.unload(self._served[model].entry, tier), wait=wait)
 
     # Text to tokens
 

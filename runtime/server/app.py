@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from . import catalog, chat, classification, completions, embeddings
+from . import catalog, chat, classification, completions, embeddings, management
 from .engine import Engine
 from .errors import ErrorBody, install_error_handlers
 from .middleware import ApiKeys, BodyLimit, RequestId
@@ -35,7 +35,7 @@ def create_app(
     )
     app.state.engine = runtime
     app.state.created = now()
-    for part in (chat, completions, embeddings, classification, catalog):
+    for part in (chat, completions, embeddings, classification, management, catalog):
         app.include_router(part.router)
     install_error_handlers(app)
     # The last added is the outermost.

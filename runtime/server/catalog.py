@@ -9,7 +9,7 @@ from .engine import engine_of, find_model
 from .errors import ErrorBody, ErrorObject, error_response
 from .responses import ModelBytes, ModelItem, ModelList
 
-__all__ = ["router"]
+__all__ = ["model_item", "router"]
 
 router = APIRouter()
 
@@ -18,13 +18,13 @@ router = APIRouter()
 async def list_models(request: Request) -> ModelList:
     """Lists the models of the bundle, where each is now and what it takes."""
     created = request.app.state.created
-    return ModelList(data=[_item(status, created) for status in engine_of(request).models()])
+    return ModelList(data=[model_item(status, created) for status in engine_of(request).models()])
 
 
 @router.get("/v1/models/{model:path}", tags=["models"])
 async def retrieve_model(model: str, request: Request) -> ModelItem:
     """Returns one model, by name or alias."""
-    return _item(find_model(engine_of(request), model), request.app.state.created)
+    return model_item(find_model(engine_of(request), model), request.app.state.created)
 
 
 @router.get("/health", tags=["operation"])
@@ -51,7 +51,8 @@ async def metrics(request: Request) -> Response:
     return Response(text, headers={"content-type": content_type})
 
 
-def _item(status: ModelStatus, created: int) -> ModelItem:
+def model_item(status: ModelStatus, created: int) -> ModelItem:
+    """Returns a model as clients see it."""
     return ModelItem(
         id=status.name,
         created=created,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fastapi import Request
 
@@ -80,6 +80,22 @@ class Engine(Protocol):
 
         Raises:
             RequestError: if the request is not taken.
+        """
+        ...
+
+    async def load_model_async(self, model: str, *, wait: bool = True) -> None:
+        """Makes a model hot, in its turn. Cancellation takes the request back.
+
+        Raises:
+            RequestError: if it is not taken.
+        """
+        ...
+
+    async def unload_model_async(self, model: str, tier: Literal["ddr", "disk"] = "disk", *, wait: bool = True) -> None:
+        """Drops a model from the tiers above one, in its turn. Cancellation takes the request back.
+
+        Raises:
+            RequestError: if it is not taken.
         """
         ...
 

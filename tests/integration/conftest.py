@@ -159,6 +159,12 @@ class EchoEngine:
             return ClassifyResult(("LABEL_0",), scores, result.usage)
         return ClassifyResult(("bad", "good"), np.concatenate([scores, 1 - scores], axis=1), result.usage)
 
+    async def load_model_async(self, model: str, *, wait: bool = True) -> None:
+        raise ExecutionError(f"this engine has no memory to load {model} to")
+
+    async def unload_model_async(self, model: str, tier: str = "disk", *, wait: bool = True) -> None:
+        raise ExecutionError(f"this engine has no memory to unload {model} from")
+
     def is_ready(self) -> bool:
         return not self.is_draining
 
