@@ -23,6 +23,7 @@ class Arena:
     """
 
     def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
         raw = np.ones(num_bytes + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         self._block = raw[start : start + num_bytes]

@@ -25,6 +25,7 @@ from .events import (
     Action,
     Arrival,
     Cancel,
+    CancelTransfer,
     CopyBlocks,
     Decode,
     DropBlocks,
@@ -44,6 +45,7 @@ from .events import (
     TierName,
     Timer,
     Transfer,
+    TransferCancelled,
     TransferDone,
     TransferFailed,
     TransferProgressed,
@@ -115,6 +117,10 @@ class _Stop:
     """Ends a thread."""
 
 
+class _StoppedTransferError(Exception):
+    """Ends a copy that is under way."""
+
+
 class EngineCore:
     """Runs a scheduler's actions on an executor.
 
@@ -145,6 +151,7 @@ class EngineCore:
         self._energy = energy
         self._events: queue.SimpleQueue[Event | _Arrived | _Stop] = queue.SimpleQueue()
         self._transfers: queue.SimpleQueue[Transfer | _Stop] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()  # ids of transfers that are to end
         self._timers: list[tuple[float, int]] = []
         self._clients: dict[int, _Client] = {}
         self._lock = threading.Lock()  # of `_clients` and `_is_closing`
@@ -275,6 +282,8 @@ class EngineCore:
                 case Transfer():
                     self._transfer_began = self._clock.now()
                     self._transfers.put(action)
+                case CancelTransfer(transfer_id):
+                    self._cancelled.add(transfer_id)
                 case SetTimer(timer_id, at_seconds):
                     heapq.heappush(self._timers, (at_seconds, timer_id))
                 case Prefill() | Decode() | Embed():
@@ -402,14 +411,27 @@ class EngineCore:
 
     def _run_transfers(self) -> None:
         while not isinstance(transfer := self._transfers.get(), _Stop):
-            try:
-                self._events.put(_Arrived(transfer, self._executor.copy(transfer, self._progress(transfer))))
-            except PlaitError as error:
-                _LOG.error("transfer of %s to %s failed: %s", transfer.model, transfer.destination, error)
-                self._events.put(TransferFailed(transfer.transfer_id, str(error)))
-            except Exception as error:
-                _LOG.exception("transfer of %s to %s failed", transfer.model, transfer.destination)
-                self._events.put(TransferFailed(transfer.transfer_id, f"the transfer failed: {error}"))
+            self._events.put(self._end_of(transfer))
+            self._cancelled.discard(transfer.transfer_id)
 
-    def _progress(self, transfer: Transfer) -> Callable[[int], None]:
-        return lambda num_bytes: self._events.put(TransferProgressed(transfer.transfer_id, num_bytes))
+    def _end_of(self, transfer: Transfer) -> Event | _Arrived:
+        """Carries a transfer out and returns how it ended."""
+        done_bytes = 0
+
+        def progress(num_bytes: int) -> None:
+            nonlocal done_bytes
+            done_bytes = num_bytes
+            if self._is_closing or transfer.transfer_id in self._cancelled:
+                raise _StoppedTransferError
+            self._events.put(TransferProgressed(transfer.transfer_id, num_bytes))
+
+        try:
+            return _Arrived(transfer, self._executor.copy(transfer, progress))
+        except _StoppedTransferError:
+            return TransferCancelled(transfer.transfer_id, done_bytes)
+        except PlaitError as error:
+            _LOG.error("transfer of %s to %s failed: %s", transfer.model, transfer.destination, error)
+            return TransferFailed(transfer.transfer_id, str(error))
+        except Exception as error:
+            _LOG.exception("transfer of %s to %s failed", transfer.model, transfer.destination)
+            return TransferFailed(transfer.transfer_id, f"the transfer failed: {error}")

@@ -17,9 +17,11 @@ from ..compiler.configuration import Configuration
 from .request import FinishReason
 
 __all__ = [
+    "CHUNK_BYTES",
     "Action",
     "Arrival",
     "Cancel",
+    "CancelTransfer",
     "Constraint",
     "CopyBlocks",
     "Decode",
@@ -47,7 +49,9 @@ __all__ = [
     "Timer",
     "Timing",
     "Transfer",
+    "TransferCancelled",
     "TransferDone",
+    "TransferEnd",
     "TransferFailed",
     "TransferProgressed",
     "UnloadWork",
@@ -56,6 +60,8 @@ __all__ = [
 
 TierName: TypeAlias = Literal["hbm", "ddr", "disk"]
 FailureCode: TypeAlias = Literal["timeout", "failed"]
+
+CHUNK_BYTES = 16 << 20  # of a transfer: it can end after any of them
 
 
 class Constraint(Protocol):
@@ -204,6 +210,14 @@ class TransferDone:
 
 
 @dataclass(frozen=True)
+class TransferCancelled:
+    """A transfer has ended because it was told to; its destination holds nothing of it."""
+
+    transfer_id: int
+    done_bytes: int  # that had been moved by then
+
+
+@dataclass(frozen=True)
 class TransferFailed:
     """A transfer has failed; its destination holds nothing of it."""
 
@@ -218,7 +232,8 @@ class Timer:
     timer_id: int
 
 
-Event: TypeAlias = Arrival | Cancel | StepDone | StepFailed | TransferProgressed | TransferDone | TransferFailed | Timer
+TransferEnd: TypeAlias = TransferDone | TransferCancelled | TransferFailed
+Event: TypeAlias = Arrival | Cancel | StepDone | StepFailed | TransferProgressed | TransferEnd | Timer
 
 
 # Actions
@@ -323,7 +338,15 @@ class Transfer:
     model: str
     source: TierName
     destination: TierName
-    num_bytes: int
+    num_bytes: int  # to the fullest device
+    chunk_bytes: int = CHUNK_BYTES
+
+
+@dataclass(frozen=True)
+class CancelTransfer:
+    """End a transfer after the chunk that is under way. It may have arrived by then: whichever end comes is the one."""
+
+    transfer_id: int
 
 
 @dataclass(frozen=True)
@@ -364,4 +387,6 @@ class SetTimer:
     at_seconds: float
 
 
-Action: TypeAlias = Step | CopyBlocks | SaveBlocks | LoadBlocks | DropBlocks | Transfer | Evict | Reply | SetTimer
+Action: TypeAlias = (
+    Step | CopyBlocks | SaveBlocks | LoadBlocks | DropBlocks | Transfer | CancelTransfer | Evict | Reply | SetTimer
+)

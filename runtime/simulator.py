@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,6 +23,7 @@ from .events import (
     Action,
     Arrival,
     Cancel,
+    CancelTransfer,
     Decode,
     Embed,
     Event,
@@ -38,7 +40,9 @@ from .events import (
     StepFailed,
     Timer,
     Transfer,
+    TransferCancelled,
     TransferDone,
+    TransferEnd,
     TransferFailed,
     TransferProgressed,
 )
@@ -115,15 +119,28 @@ class SimExecutor:
 
     def copy(self, transfer: Transfer) -> list[tuple[float, Event]]:
         """Returns the events of a transfer, each with the seconds after which it comes."""
-        link = self._target.link(transfer.source, transfer.destination)
-        seconds = link.latency_seconds + transfer.num_bytes / link.bandwidth_bytes_per_s
+        seconds = self._copy_seconds(transfer, transfer.num_bytes)
         if transfer.destination == "hbm":
             seconds += self._pool_seconds[transfer.model]
         transfer_id = transfer.transfer_id
         if self._is_broken(transfer):
             return [(seconds, TransferFailed(transfer_id, f"the transfer of {transfer.model} was made to fail"))]
-        halfway = TransferProgressed(transfer_id, transfer.num_bytes // 2)
-        return [(seconds / 2, halfway), (seconds, TransferDone(transfer_id))]
+        # Of its chunks, the scheduler needs to know when all but the last one have arrived.
+        before_last = (math.ceil(transfer.num_bytes / transfer.chunk_bytes) - 1) * transfer.chunk_bytes
+        progress = (self._copy_seconds(transfer, before_last), TransferProgressed(transfer_id, before_last))
+        return [*([progress] if before_last else []), (seconds, TransferDone(transfer_id))]
+
+    def cancel(self, transfer: Transfer, after_seconds: float) -> tuple[float, Event]:
+        """Returns after how many seconds a transfer ends that is told to at some time, and the event of that."""
+        chunk_seconds = self._copy_seconds(transfer, transfer.chunk_bytes) - self._copy_seconds(transfer, 0)
+        begun = after_seconds - self._copy_seconds(transfer, 0)
+        done_bytes = max(1, math.ceil(begun / chunk_seconds)) * transfer.chunk_bytes
+        seconds = max(after_seconds, self._copy_seconds(transfer, done_bytes))
+        return seconds, TransferCancelled(transfer.transfer_id, done_bytes)
+
+    def _copy_seconds(self, transfer: Transfer, num_bytes: int) -> float:
+        link = self._target.link(transfer.source, transfer.destination)
+        return link.latency_seconds + num_bytes / link.bandwidth_bytes_per_s
 
     def copy_blocks(self, action: SaveBlocks | LoadBlocks) -> tuple[float, Event]:
         """Returns how many seconds a copy of KV blocks takes, either way, and the event that ends it."""
@@ -171,6 +188,7 @@ class Simulation:
         self._serial = itertools.count()  # of events at the same time, the one that was known first comes first
         self._agenda: list[tuple[float, int, Event]] = []  # a heap
         self._free_at = 0.0  # when the engine takes in the next event
+        self._transfers: dict[int, tuple[float, Transfer]] = {}  # under way, with when they began
 
     def send(self, at_seconds: float, event: Event) -> None:
         """Has an event happen."""
@@ -185,11 +203,20 @@ class Simulation:
         agenda = self._agenda
         while agenda and agenda[0][0] <= until_seconds:
             at, _, event = heapq.heappop(agenda)
+            if isinstance(event, TransferProgressed | TransferEnd) and not self._is_under_way(event):
+                continue
             self.now = max(at, self._free_at)
             if isinstance(event, Arrival):
                 self._executor.expect(event.request)
             self._observe(self.now, event)
             self._carry_out(self._scheduler.handle(event, self.now))
+
+    def _is_under_way(self, event: TransferProgressed | TransferEnd) -> bool:
+        """Whether a transfer has not ended before; of a cancelled one the first end is the one that counts."""
+        is_under_way = event.transfer_id in self._transfers
+        if isinstance(event, TransferEnd):
+            self._transfers.pop(event.transfer_id, None)
+        return is_under_way
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -211,7 +238,12 @@ class Simulation:
                 self._free_at = self.now + seconds
                 return [(self._free_at, event)]
             case Transfer():
+                self._transfers[action.transfer_id] = self.now, action
                 return [(self.now + seconds, event) for seconds, event in self._executor.copy(action)]
+            case CancelTransfer(transfer_id):
+                began, transfer = self._transfers[transfer_id]
+                seconds, event = self._executor.cancel(transfer, self.now - began)
+                return [(began + seconds, event)]
             case SetTimer(timer_id, at_seconds):
                 return [(at_seconds, Timer(timer_id))]
             case _:

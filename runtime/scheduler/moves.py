@@ -4,14 +4,15 @@ If room has to be made, idle models go first, in the order that foresight says; 
 the way stop admitting requests younger than the one that waits, so that they become idle. Which ones these are is
 settled once: chosen anew each time, steps in turn would change it, and none of them would ever run dry. A model that
 leaves hbm has its cached KV blocks saved first. While nobody waits for a model, the next one is fetched that somebody
-is about to ask for, and then those that ddr has room for.
+is about to ask for, and then those that ddr has room for. A transfer for nobody ends early when somebody waits for
+another model, unless all but a chunk has arrived.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..events import Action, DropBlocks, Evict, TierName, Transfer
+from ..events import Action, CancelTransfer, DropBlocks, Evict, TierName, Transfer
 from ..foresight import Foresight
 from ..jobs import Job, UnloadJob
 from .copies import BlockCopies
@@ -27,10 +28,12 @@ class Moves:
         state: The scheduler's memory.
         copies: Of KV blocks, which models that leave hbm need.
         foresight: Whom to evict first, and what to fetch before it is asked for.
+        chunk_bytes: Of transfers.
     """
 
-    def __init__(self, state: State, copies: BlockCopies, foresight: Foresight) -> None:
+    def __init__(self, state: State, copies: BlockCopies, foresight: Foresight, *, chunk_bytes: int) -> None:
         self._state = state
+        self._chunk_bytes = chunk_bytes
         self._foresight = foresight
         self._residency = state.residency
         self._copies = copies
@@ -47,7 +50,7 @@ class Moves:
     def plan(self, now: float) -> tuple[Barrier | None, list[Action]]:
         """Decides what moves next; a barrier comes back if models in the way have to finish first."""
         if self._state.transfer is not None:
-            return None, []
+            return None, self._give_way(self._state.transfer, now)
         if self._state.is_copying:
             return self._barrier, []
         pinned, wanted = self._next_pinned(), self._first_held()
@@ -68,6 +71,15 @@ class Moves:
             for job in self._state.queues[model].waiting:
                 job.became_hot(now)
 
+    def progressed(self, transfer_id: int, done_bytes: int) -> None:
+        """Records how far a transfer has come."""
+        if self._state.transfer is not None and self._state.transfer.id == transfer_id:
+            self._state.transfer.done_bytes = done_bytes
+
+    def cancelled(self, model: str) -> None:
+        """Records that a transfer has ended early because it was told to."""
+        self._residency.fail(model)
+
     def failed(self, model: str) -> None:
         """Records that a transfer has failed."""
         self._residency.fail(model)
@@ -79,6 +91,20 @@ class Moves:
         pin = self._state.queues[model].entry.pin
         held = self._residency.tiers_of(model)
         return [self._evict(model, name, now) for name in held if name != tier and name != pin]
+
+    def _give_way(self, transfer: TransferInFlight, now: float) -> list[Action]:
+        """Ends a transfer that nobody waits for, if a held request could have the link and the room at once."""
+        wanted, queue = self._first_held(), self._state.queues[transfer.model]
+        is_for_nobody = queue.entry.pin is None and all(isinstance(job, UnloadJob) for job in queue.waiting)
+        is_far = transfer.num_bytes - transfer.done_bytes > self._chunk_bytes
+        if wanted is None or transfer.is_cancelled or not is_for_nobody or not is_far:
+            return []
+        model = wanted.request.model
+        destination = self._residency.next_hop(model)[1]
+        if self._victims(model, destination, lambda name: self._may_go_for(wanted, name), now) is None:
+            return []
+        transfer.is_cancelled = True
+        return [CancelTransfer(transfer.id)]
 
     def _bring(self, wanted: Job, now: float) -> tuple[Barrier | None, list[Action]]:
         """Brings the model of a held request closer."""
@@ -177,11 +203,11 @@ class Moves:
         evictions = [self._evict(victim, destination, now) for victim in victims]
         self._barrier = None
         transfer_id = self._state.next_id()
-        self._state.transfer = TransferInFlight(transfer_id, model)
         num_bytes = self._residency.begin(model, destination)
+        self._state.transfer = TransferInFlight(transfer_id, model, num_bytes)
         dropped = self._residency.saved.trim(self._residency.room_for_saved())
         drops = [DropBlocks(dropped)] if dropped else []
-        return [*evictions, *drops, Transfer(transfer_id, model, source, destination, num_bytes)]
+        return [*evictions, *drops, Transfer(transfer_id, model, source, destination, num_bytes, self._chunk_bytes)]
 
     def _evict(self, model: str, tier: TierName, now: float) -> Evict:
         self._residency.evict(model, tier)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ...compiler.bundle.manifest import ModelEntry, TierBudget
 from ...compiler.target import Link
 from ..events import (
+    CHUNK_BYTES,
     Action,
     Arrival,
     Cancel,
@@ -27,6 +28,7 @@ from ..events import (
     StepDone,
     StepFailed,
     Timer,
+    TransferCancelled,
     TransferDone,
     TransferFailed,
     TransferProgressed,
@@ -59,6 +61,7 @@ class Scheduler:
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; None: as the programs have.
         workflows: Cycles of models that are asked for one after the other, by name or alias.
         links: Of the target, for what a model costs to come back; None: bytes alone count.
+        chunk_bytes: Of transfers.
         kv_bytes_per_s: Rate at which KV blocks are copied to ddr and back; None: they never are.
 
     Raises:
@@ -77,6 +80,7 @@ class Scheduler:
         kv_bytes_per_s: float | None = None,
         workflows: Iterable[Sequence[str]] = (),
         links: Mapping[str, Link] | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         rate = kv_bytes_per_s if tiered else None
         self.residency = ResidencyManager(models, budget, tiered=tiered)
@@ -85,7 +89,7 @@ class Scheduler:
         self._state = State(self.residency, self.queues)
         self._copies = BlockCopies(self._state)
         self.foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
-        self._moves = Moves(self._state, self._copies, self.foresight)
+        self._moves = Moves(self._state, self._copies, self.foresight, chunk_bytes=chunk_bytes)
         self._loads = Loads(self._state, self._copies, self._moves)
         self._admission = Admission(self._state)
         self._steps = StepPlanner(self._state, self._copies, decode_steps=decode_steps, prefill_tokens=prefill_tokens)
@@ -120,8 +124,10 @@ class Scheduler:
                 self._moves.arrived(self._take_transfer(transfer_id), now)
             case TransferFailed(transfer_id, message):
                 actions += self._transfer_failed(transfer_id, message)
-            case TransferProgressed():
-                pass  # for those who watch: a model is used when it has arrived whole
+            case TransferProgressed(transfer_id, done_bytes):
+                self._moves.progressed(transfer_id, done_bytes)
+            case TransferCancelled(transfer_id):
+                self._moves.cancelled(self._take_transfer(transfer_id))
             case Timer(timer_id):
                 actions += self._timed_out(timer_id)
         return actions + self._advance(now)

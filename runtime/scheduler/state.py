@@ -26,12 +26,15 @@ class StepInFlight:
     copy: SaveBlocks | LoadBlocks | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TransferInFlight:
     """A model on its way to another tier."""
 
     id: int
     model: str
+    num_bytes: int
+    done_bytes: int = 0
+    is_cancelled: bool = False
 
 
 @dataclass(frozen=True)

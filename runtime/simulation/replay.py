@@ -35,6 +35,7 @@ from ..events import (
     StepDone,
     StepFailed,
     Transfer,
+    TransferCancelled,
 )
 from ..request import Residency
 from ..scheduler import Scheduler
@@ -153,6 +154,7 @@ class _Replay:
         self._clients: dict[int, _Client] = {}
         self._outcomes: list[Outcome] = []
         self._steps: dict[int, tuple[Step, float]] = {}  # by id, with when they began
+        self._transfer: Transfer | None = None  # the latest
         self._energy = 0.0  # above idling, of the steps so far
         self._found = Replayed(Run((), 0))
 
@@ -218,9 +220,14 @@ class _Replay:
                 self._found.arrivals[self._scheduler.residency.residency(request.model)] += 1
                 self._send_next()
             case Transfer():
+                self._transfer = item
                 way = item.source, item.destination
                 self._found.transfers[way] += 1
                 self._found.moved_bytes[way] += item.num_bytes
+            case TransferCancelled(_, done_bytes):
+                assert self._transfer is not None
+                way = self._transfer.source, self._transfer.destination
+                self._found.moved_bytes[way] += done_bytes - self._transfer.num_bytes
             case SaveBlocks():
                 self._found.moved_kv_bytes["hbm", "ddr"] += item.num_bytes
             case LoadBlocks():

@@ -26,6 +26,7 @@ from ..events import (
     StepDone,
     StepFailed,
     Transfer,
+    TransferCancelled,
     TransferDone,
     TransferFailed,
 )
@@ -35,6 +36,7 @@ __all__ = ["Timeline"]
 TraceEvent: TypeAlias = dict[str, object]
 _MICROSECONDS = 1e6
 _TRACKS = ((1, "steps"), (2, "transfers"))
+_ENDS = {TransferDone: "", TransferCancelled: " cancelled", TransferFailed: " failed"}
 _REQUESTS = 0  # process of the counter of requests
 
 
@@ -60,8 +62,8 @@ class Timeline:
                 self._begun[item.transfer_id] = seconds, item
             case StepDone(step_id) | StepFailed(step_id):
                 self._end(step_id, seconds, "" if isinstance(item, StepDone) else " failed")
-            case TransferDone(transfer_id) | TransferFailed(transfer_id):
-                self._end(transfer_id, seconds, "" if isinstance(item, TransferDone) else " failed")
+            case TransferDone() | TransferCancelled() | TransferFailed():
+                self._end(item.transfer_id, seconds, _ENDS[type(item)])
             case Evict(model, tier):
                 self._add(seconds, model, 2, "i", f"leaves {tier}", {"s": "t"})
             case Arrival():

@@ -22,7 +22,9 @@ from plait.runtime.events import (
     Step,
     StepDone,
     Transfer,
+    TransferCancelled,
     TransferDone,
+    TransferFailed,
 )
 from plait.runtime.scheduler import Scheduler
 from plait.runtime.simulator import Record
@@ -168,6 +170,50 @@ def test_steps_go_on_during_a_transfer():
     kinds = [type(r.item) for r in records if r.at_seconds >= 1.15]
     during = kinds[kinds.index(Transfer) : kinds.index(TransferDone)]
     assert during.count(Decode) >= 3
+
+
+def transfers(records: Sequence[Record]) -> list[tuple[float, str, str]]:
+    """When transfers begin, of which model, and how they end."""
+    ends_ = [r.item for r in records if isinstance(r.item, TransferDone | TransferCancelled | TransferFailed)]
+    how = {end.transfer_id: type(end).__name__.removeprefix("Transfer") for end in ends_}
+    begun_ = [(r.at_seconds, r.item) for r in records if isinstance(r.item, Transfer)]
+    return [(round(at, 3), transfer.model, how[transfer.transfer_id]) for at, transfer in begun_]
+
+
+def test_a_transfer_for_nobody_ends_after_its_chunk_when_somebody_waits():
+    """At the start a is brought to ddr, then b, each in 0.101 seconds and five chunks; a is asked for meanwhile."""
+    records = played([A, B], [(0.15, generate(1, "a"))], hbm=ONE)
+    assert transfers(records)[:3] == [(0.0, "a", "Done"), (0.101, "b", "Cancelled"), (0.162, "a", "Done")]
+    assert transfers(records)[3][1:] == ("b", "Done")
+    assert begun(records) == [1]
+
+
+def test_the_last_chunk_of_a_transfer_is_let_arrive():
+    records = played([A, B], [(0.185, generate(1, "a"))], hbm=ONE)
+    assert transfers(records)[:3] == [(0.0, "a", "Done"), (0.101, "b", "Done"), (0.202, "a", "Done")]
+
+
+def test_a_transfer_that_somebody_waits_for_goes_on():
+    arrivals = [(1.0, generate(1, "a")), (1.01, generate(2, "b", priority=-1))]
+    records = played([A, B], arrivals, hbm=ONE)
+    assert "Cancelled" not in {end for *_, end in transfers(records)}
+
+
+def test_a_transfer_whose_client_has_left_is_finished_unless_somebody_waits_for_another():
+    arrivals = [(1.0, generate(1, "a"))]
+    alone = played([A, B], arrivals, hbm=ONE, cancels=[(1.01, 1)])
+    assert transfers(alone)[2:] == [(1.0, "a", "Done")]
+    beside = played([A, B], [*arrivals, (1.02, generate(2, "b"))], hbm=ONE, cancels=[(1.01, 1)])
+    assert transfers(beside)[2:] == [(1.0, "a", "Cancelled"), (1.021, "b", "Done")]
+
+
+def test_a_transfer_is_not_ended_for_a_request_that_has_to_wait_anyway():
+    """b is fetched ahead while a is busy; c needs the room of both."""
+    large = decoder("c", weights_bytes=1900)
+    arrivals = [(2.0, generate(1, "a", max_tokens=13)), (2.11, generate(2, "c", client="x"))]
+    records = played([A, B, large], arrivals, hbm=TWO, workflows=(("a", "b"),), draw_token=never_ends)
+    assert transfers(records)[4] == (2.101, "b", "Done")
+    assert transfers(records)[5][1:] == ("c", "Done")
 
 
 # Order

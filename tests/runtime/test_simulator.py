@@ -32,8 +32,8 @@ from plait.runtime.simulator import SimExecutor, simulate
 def test_a_transfer_takes_latency_and_bytes_over_bandwidth():
     records = run([decoder(weights_bytes=1000)], [])
     assert [(r.at_seconds, r.item) for r in records] == [
-        (0.0, Transfer(1, "chat", "disk", "ddr", 1000)),
-        (pytest.approx(0.0505), TransferProgressed(1, 500)),
+        (0.0, Transfer(1, "chat", "disk", "ddr", 1000, chunk_bytes=200)),
+        (pytest.approx(0.081), TransferProgressed(1, 800)),
         (pytest.approx(0.101), TransferDone(1)),
     ]
 

@@ -162,6 +162,7 @@ def run(
     prefill_tokens: int | None = None,
     kv_bytes_per_s: float | None = None,
     workflows: tuple[tuple[str, ...], ...] = (),
+    chunk_bytes: int = 200,
     draw_token=draw,
     is_broken=lambda _: False,
 ) -> tuple[Record, ...]:
@@ -176,6 +177,7 @@ def run(
         kv_bytes_per_s=kv_bytes_per_s,
         workflows=workflows,
         links=target(tiered=tiered).links,
+        chunk_bytes=chunk_bytes,
     )
     executor = SimExecutor(models, target(tiered=tiered), draw=draw_token, is_broken=is_broken)
     records = simulate(scheduler, executor, arrivals, cancels=cancels or (), until_seconds=1000.0)

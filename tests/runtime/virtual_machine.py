@@ -4,7 +4,8 @@ Written from the definitions, and sharing no code with the scheduler, the reside
 knows only the manifest's numbers, the events and the actions.
 
 - Bytes: weights, KV pools, the largest workspace and saved KV blocks never pass a tier's budget.
-- Transfers: one at a time, from a tier that has the model to one that hasn't, for somebody who waits.
+- Transfers: one at a time, from a tier that has the model to one that hasn't, for somebody who waits. Only one that
+  nobody waits for is told to end early, once, and for somebody who waits for another model.
 - Evictions: never of a pinned or busy model, nor of one that a transfer reads from.
 - Loads are answered when their model is hot; unloads when it is gone, after all that was asked of it before, and before
   anything that was asked later begins.
@@ -27,6 +28,7 @@ from plait.compiler.bundle.manifest import ModelEntry, TierBudget
 from plait.runtime.events import (
     Arrival,
     Cancel,
+    CancelTransfer,
     CopyBlocks,
     Decode,
     DropBlocks,
@@ -45,6 +47,7 @@ from plait.runtime.events import (
     StepDone,
     StepFailed,
     Transfer,
+    TransferCancelled,
     TransferDone,
     TransferFailed,
     UnloadWork,
@@ -98,6 +101,7 @@ class VirtualMachine:
         self.past_slots: set[int] = set()
         self.clients: dict[int, Client] = {}
         self.transfer: Transfer | None = None
+        self.is_cancelled = False  # the transfer, but it goes on until its chunk is done
         self.step: Step | Copy | None = None
         self.leaving: list[str] = []  # models that left hbm just now, for a transfer that must follow
         self.failures = 0
@@ -116,7 +120,9 @@ class VirtualMachine:
                 self.clients[request_id].is_gone = True
             case Transfer():
                 self._begin_transfer(item)
-            case TransferDone() | TransferFailed():
+            case CancelTransfer():
+                self._cancel_transfer(item)
+            case TransferDone() | TransferCancelled() | TransferFailed():
                 self._end_transfer(item)
             case Evict():
                 self._evict(item)
@@ -189,14 +195,27 @@ class VirtualMachine:
         open_ones = (client.request for client in self.clients.values() if client.is_open)
         return {request.model for request in open_ones if not isinstance(request.work, UnloadWork)}
 
-    def _end_transfer(self, event: TransferDone | TransferFailed) -> None:
+    def _cancel_transfer(self, cancel: CancelTransfer) -> None:
+        assert self.transfer is not None, f"{cancel} of nothing"
+        assert self.transfer.transfer_id == cancel.transfer_id
+        assert not self.is_cancelled, f"{cancel} again"
+        assert self.models[self.transfer.model].pin is None, f"{cancel} of a pinned model"
+        asked_for = self._asked_for()
+        assert self.transfer.model not in asked_for, f"{cancel}, and somebody asks for {self.transfer.model}"
+        assert asked_for - self.tiers["hbm"], f"{cancel} for nobody"
+        self.is_cancelled = True
+
+    def _end_transfer(self, event: TransferDone | TransferCancelled | TransferFailed) -> None:
         assert self.transfer is not None
         assert self.transfer.transfer_id == event.transfer_id
         if isinstance(event, TransferDone):
             self.tiers[self.transfer.destination].add(self.transfer.model)
+        elif isinstance(event, TransferCancelled):
+            assert self.is_cancelled, f"{event} of its own accord"
+            assert event.done_bytes < self.transfer.num_bytes, f"{event} of a transfer that was done"
         else:
             self.failures += 1
-        self.transfer = None
+        self.transfer, self.is_cancelled = None, False
 
     def _evict(self, evict: Evict) -> None:
         name = evict.model
