@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ class Sampling:
     num_logprobs: int | None = None  # likeliest tokens whose logarithms are wanted beside the drawn one's; None: none
     constraint: Constraint | None = None
 
-    @property
+    @cached_property
     def uses_context(self) -> bool:
         """Whether a draw depends on the tokens before it by more than the logits."""
         penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
@@ -112,6 +113,8 @@ class Sampling:
 
     def before_end(self, drawn: tuple[int, ...], eos_token_ids: Collection[int]) -> tuple[int, ...]:
         """Returns the tokens drawn before the first that ends the answer; all of them if none does."""
+        if self.ignores_eos and not self.ends:
+            return drawn
         for index, token in enumerate(drawn):
             if self.is_end(token, eos_token_ids):
                 return drawn[:index]
@@ -239,9 +242,8 @@ Event: TypeAlias = Arrival | Cancel | StepDone | StepFailed | TransferProgressed
 # Actions
 
 
-@dataclass(frozen=True)
-class SequenceEntry:
-    """One sequence's part of a prefill or decode step."""
+class SequenceEntry(NamedTuple):
+    """One sequence's part of a prefill or decode step. A tuple: one is made for every token."""
 
     request_id: int
     tokens: tuple[int, ...]  # new tokens to compute
@@ -367,9 +369,11 @@ class Timing:
     cached_tokens: int = 0  # of the prompt, that were in the KV cache when it began
 
 
-@dataclass(frozen=True)
-class Reply:
-    """Tell a client: more tokens, the end, or a failure. Nothing follows an end or a failure."""
+class Reply(NamedTuple):
+    """Tell a client: more tokens, the end, or a failure. Nothing follows an end or a failure.
+
+    A tuple: one is made for every token.
+    """
 
     request_id: int
     tokens: tuple[int, ...] = ()

@@ -55,8 +55,9 @@ class EvictionPolicy:
         self._places: NDArray[np.int64] = np.arange(len(models), dtype=np.int64)  # by last use, the latest first
         self._weights = np.array([0.0, *(1 / len(_HALF_LIVES) for _ in _HALF_LIVES)])
         self._squares = np.full(len(self._weights), 1e-2)  # of gradients so far: AdaGrad's step sizes
-        self._urgency = np.ones(len(models))
+        self._urgency = [1.0] * len(models)
         self._bars = np.full(len(models), -np.inf)  # models that have never been asked for teach nothing; 0: has been
+        self._asked: set[int] = set()  # models whose bar is 0
         self._known: Float[np.ndarray, "models features"] = np.zeros((len(models), len(self._weights)))
         self._last: int | None = None
 
@@ -68,13 +69,17 @@ class EvictionPolicy:
             priority: Its class; one that comes after another counts half as much.
         """
         index = self._index[model]
-        if self._last not in (None, index) and self._bars[index] == 0:
-            self._learn(index)
-        self._bars[index] = 0
+        if index in self._asked:
+            if index != self._last:
+                self._learn(index)
+        else:
+            self._asked.add(index)
+            self._bars[index] = 0
         self._counts *= self._decay
         self._counts[index] += 1
-        self._places += self._places < self._places[index]
-        self._places[index] = 0
+        if index != self._last:
+            self._places += self._places < self._places[index]
+            self._places[index] = 0
         weight = 0.5 ** min(max(priority, -_MAX_PRIORITY), _MAX_PRIORITY)
         self._urgency[index] += (weight - self._urgency[index]) * (1 - 0.5 ** (1 / _URGENCY_HALF_LIFE))
         self._last = index
@@ -93,7 +98,7 @@ class EvictionPolicy:
         """Returns of each of these models the seconds that its eviction is expected to cost at the next turn."""
         chances = self.chances()
         return {
-            name: chances[name] * float(self._urgency[self._index[name]]) * stake.reload_seconds
+            name: chances[name] * self._urgency[self._index[name]] * stake.reload_seconds
             for name, stake in stakes.items()
         }
 
@@ -121,7 +126,7 @@ class EvictionPolicy:
         features = self._features()
         scores = features @ self._weights + self._bars
         scores[self._last] = -np.inf
-        odds = np.exp(scores - scores.max())
-        gradient = features[index] - odds @ features / odds.sum()
+        odds = np.exp(scores - np.maximum.reduce(scores))
+        gradient = features[index] - odds @ features / np.add.reduce(odds)
         self._squares += gradient**2
         self._weights += _LEARNING_RATE * gradient / np.sqrt(self._squares)

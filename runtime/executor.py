@@ -321,8 +321,7 @@ class JaxExecutor:
 
 def _advanced(entry: SequenceEntry, drawn: tuple[int, ...]) -> SequenceEntry:
     """Returns the next decode step's entry."""
-    return dataclasses.replace(
-        entry,
+    return entry._replace(
         tokens=drawn,
         start=entry.start + 1,
         num_generated=entry.num_generated + 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .events import EmbedWork, GenerateWork, Request, TierName, Timing, UnloadWork
-from .kv_cache import chain_digest, root_digest
+from .kv_cache import chain_digests, root_digest
 
 __all__ = ["EmbedJob", "GenerateJob", "Job", "LoadJob", "UnloadJob", "job_of"]
 
@@ -93,10 +93,11 @@ class GenerateJob(Job):
     def digests(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Returns the digests of the first blocks, of tokens that are known."""
         known = self._digests
-        parent = known[-1] if known else root_digest(self.salt)
-        for first in range(len(known) * block_tokens, num_blocks * block_tokens, block_tokens):
-            parent = chain_digest(parent, self.tokens[first : first + block_tokens])
-            known.append(parent)
+        if len(known) < num_blocks:
+            parent = known[-1] if known else root_digest(self.salt)
+            known += chain_digests(
+                parent, self.tokens[len(known) * block_tokens : num_blocks * block_tokens], block_tokens
+            )
         return known[:num_blocks]
 
     def digest(self, position: int, block_tokens: int) -> bytes:

@@ -16,7 +16,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-__all__ = ["BlockPool", "chain_digest", "root_digest"]
+__all__ = ["BlockPool", "chain_digests", "root_digest"]
 
 _DIGEST_BYTES = 16
 
@@ -26,9 +26,13 @@ def root_digest(salt: str) -> bytes:
     return hashlib.blake2b(salt.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
-def chain_digest(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """Returns the digest of a block: of its tokens and, by the digest of the block before it, of all before them."""
-    return hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=_DIGEST_BYTES).digest()
+def chain_digests(parent: bytes, tokens: Sequence[int], block_tokens: int) -> Iterator[bytes]:
+    """Yields the digests of full blocks: of each one's tokens and, by the digest before it, of all before them."""
+    data = array("q", tokens)
+    raw, size = data.tobytes(), block_tokens * data.itemsize
+    for first in range(0, len(raw), size):
+        parent = hashlib.blake2b(parent + raw[first : first + size], digest_size=_DIGEST_BYTES).digest()
+        yield parent
 
 
 class BlockPool:

@@ -16,7 +16,7 @@ from ..events import Action, CancelTransfer, DropBlocks, Evict, TierName, Transf
 from ..foresight import Foresight
 from ..jobs import Job, UnloadJob
 from .copies import BlockCopies
-from .state import Barrier, State, TransferInFlight
+from .state import Barrier, State, TransferInFlight, order_of
 
 __all__ = ["Moves"]
 
@@ -126,9 +126,9 @@ class Moves:
 
     def _first_held(self) -> Job | None:
         is_hot = self._residency.is_hot
-        held = (q.waiting[0] for name, q in self._state.queues.items() if q.waiting and not is_hot(name))
-        wanted = (job for job in held if not isinstance(job, UnloadJob))
-        return min(wanted, key=lambda job: job.order, default=None)
+        waiting = [queue for queue in self._state.queues.values() if queue.waiting]
+        held = [queue.waiting[0] for queue in waiting if not is_hot(queue.entry.name)]
+        return min((job for job in held if not isinstance(job, UnloadJob)), key=order_of, default=None)
 
     def _next_pinned(self) -> str | None:
         """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""

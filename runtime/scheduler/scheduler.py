@@ -183,7 +183,7 @@ class Scheduler:
         for index, job in enumerate(step.jobs):
             if isinstance(job, EmbedJob):
                 job.num_done += 1
-            if job.id not in self._state.jobs:
+            if job.request.id not in self._state.jobs:
                 continue  # cancelled, seen already as the job of an earlier entry
             if job.is_cancelled:
                 self._state.forget(job)
@@ -192,12 +192,14 @@ class Scheduler:
                     self._copies.loaded(step.queue, job, len(step.copy.copies))
                 else:
                     job.num_computed += step.num_tokens[index] + max(0, len(tokens[index]) - 1)
-                    yield from self._generated(step.queue, job, tokens[index])
+                    reply = self._generated(step.queue, job, tokens[index])
+                    if reply is not None:
+                        yield reply
             elif isinstance(job, EmbedJob) and job.num_done == len(job.sequences):
                 self._state.forget(job)
                 yield Reply(job.id, finish_reason="stop", timing=job.timing())
 
-    def _generated(self, queue: ModelQueue, job: GenerateJob, drawn: tuple[int, ...]) -> Iterator[Action]:
+    def _generated(self, queue: ModelQueue, job: GenerateJob, drawn: tuple[int, ...]) -> Reply | None:
         fresh = job.work.sampling.before_end(drawn, queue.entry.eos_token_ids)
         job.tokens += fresh
         reason: FinishReason | None = None
@@ -210,8 +212,9 @@ class Scheduler:
         queue.shares.charge(job.request.client, len(fresh))
         if reason is not None:
             self._state.forget(job)
-        if reason is not None or fresh:
-            yield Reply(job.request.id, fresh, reason, timing=job.timing())
+        if reason is None and not fresh:
+            return None  # of a prompt whose rest follows
+        return Reply(job.request.id, fresh, reason, timing=job.timing())
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
         step = self._take_step(step_id)

@@ -89,12 +89,15 @@ class StepPlanner:
 
     def _decode(self, queue: ModelQueue, jobs: list[GenerateJob], now: float) -> Decode:
         assert queue.pool is not None, queue.entry.name
-        remaining = min(job.max_tokens - job.num_generated for job in jobs)
-        room = min(len(job.blocks) * queue.pool.block_tokens - job.num_computed for job in jobs)
+        max_steps = self._decode_steps
+        if max_steps > 1:
+            size = queue.pool.block_tokens
+            remaining = min([job.num_prompt + job.max_tokens - len(job.tokens) for job in jobs])
+            room = min([len(job.blocks) * size - job.num_computed for job in jobs])
+            max_steps = min(max_steps, remaining, room)
         configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
         entries = tuple(_entry(job, 1) for job in jobs)
         step_id = self._state.issue(queue, jobs, "decode", (1,) * len(jobs), now)
-        max_steps = min(self._decode_steps, remaining, room)
         return Decode(step_id, queue.entry.name, configuration, entries, max_steps)
 
     def _prefill(self, queue: ModelQueue, prompts: list[GenerateJob], now: float) -> list[Action]:
@@ -164,14 +167,14 @@ def _pending(jobs: Sequence[EmbedJob]) -> Iterator[tuple[EmbedJob, int]]:
 
 
 def _entry(job: GenerateJob, num_tokens: int) -> SequenceEntry:
-    sampling = job.work.sampling
-    draws = num_tokens == job.num_pending
+    sampling, start = job.work.sampling, job.num_computed
+    draws = start + num_tokens == len(job.tokens)
     return SequenceEntry(
-        request_id=job.id,
-        tokens=tuple(job.tokens[job.num_computed : job.num_computed + num_tokens]),
-        start=job.num_computed,
+        request_id=job.request.id,
+        tokens=tuple(job.tokens[start : start + num_tokens]),
+        start=start,
         blocks=tuple(job.blocks),
         sampling=sampling if draws else None,
-        num_generated=job.num_generated,
+        num_generated=len(job.tokens) - job.num_prompt,
         context=tuple(job.tokens) if draws and sampling.uses_context else (),
     )

@@ -113,6 +113,8 @@ class _Priced:
         self._token_seconds = _of_stages(model, lambda device: device.kv_bytes) / (model.kv_tokens or 1) / rate
         self._sequence_seconds = target.compute.sequence_seconds
         self._seconds: dict[tuple[Phase, int, int], float] = {}
+        self._watts: dict[tuple[Phase, int], float] = {}
+        self._uncached: dict[int, float] = {}  # of decode steps by number of sequences, without the reading of cache
         self.programs = tuple(map(self._program, self._shapes()))
 
     def seconds(self, step: Step) -> StepSeconds:
@@ -120,15 +122,18 @@ class _Priced:
         shapes = step.configuration
         if not isinstance(step, Decode):
             return StepSeconds(self._whole(shapes.phase, shapes.batch, shapes.new_tokens))
-        cached = sum(entry.start + 1 for entry in step.entries)
-        growth = len(step.entries) * self._token_seconds
-        return StepSeconds(self._decode(len(step.entries), cached), growth)
+        entries = step.entries
+        cached = sum([entry.start for entry in entries]) + len(entries)
+        return StepSeconds(self._decode(len(entries), cached), len(entries) * self._token_seconds)
 
     def watts(self, step: Step) -> float:
         """Returns what all devices draw, on average of the planned step that this one is most like."""
-        planned = self._like(step.configuration.phase, len(step.entries))
-        assert planned.joules is not None, planned.configuration
-        return planned.joules / planned.seconds
+        key = (step.configuration.phase, len(step.entries))
+        if key not in self._watts:
+            planned = self._like(*key)
+            assert planned.joules is not None, planned.configuration
+            self._watts[key] = planned.joules / planned.seconds
+        return self._watts[key]
 
     def _program(self, shapes: Configuration) -> ProgramEntry:
         """Returns a program as a manifest has it; a decode step's time is that with half of the context."""
@@ -157,10 +162,12 @@ class _Priced:
         return next((step for step in steps if step.batch >= num_sequences), steps[-1])
 
     def _decode(self, num_sequences: int, cached_tokens: int) -> float:
-        planned = self._like("decode", num_sequences)
-        fewer_tokens = planned.batch * planned.context - cached_tokens
-        fewer = fewer_tokens * self._token_seconds + (planned.batch - num_sequences) * self._sequence_seconds
-        return max(planned.seconds - fewer, self._weights_seconds)
+        if num_sequences not in self._uncached:
+            planned = self._like("decode", num_sequences)
+            tokens_seconds = planned.batch * planned.context * self._token_seconds
+            sequences_seconds = (planned.batch - num_sequences) * self._sequence_seconds
+            self._uncached[num_sequences] = planned.seconds - tokens_seconds - sequences_seconds
+        return max(self._uncached[num_sequences] + cached_tokens * self._token_seconds, self._weights_seconds)
 
     def _whole(self, phase: Phase, batch: int, new_tokens: int) -> float:
         """Returns what a prefill or an encoder's step of these shapes takes."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.runtime.kv_cache import BlockPool, chain_digest, root_digest
+from plait.runtime.kv_cache import BlockPool, chain_digests, root_digest
 
 
 def test_a_table_grows_by_whole_blocks_lowest_first():
@@ -50,10 +50,7 @@ def filled(pool: BlockPool, tokens: list[int]) -> list[int]:
 
 def digests(tokens: list[int], salt: str = "") -> list[bytes]:
     """Those of blocks of two tokens."""
-    known = [root_digest(salt)]
-    for first in range(0, len(tokens), 2):
-        known.append(chain_digest(known[-1], tokens[first : first + 2]))
-    return known[1:]
+    return list(chain_digests(root_digest(salt), tokens, 2))
 
 
 def test_a_digest_tells_tokens_all_before_them_and_the_salt():

@@ -118,7 +118,7 @@ def test_a_step_costs_its_program_its_context_and_what_the_host_adds():
     entries = tuple(SequenceEntry(i, (5,), 3 + i, (), Sampling(0.0, 1.0, 0), 0) for i in range(2))
     step = cost(Decode(1, "chat", shapes, entries, 1))
     assert (step.first, step.growth) == (pytest.approx(0.1 + 5 * 0.001 + 0.01 + 2 * 0.002), pytest.approx(0.001))
-    chunk = Prefill(2, "chat", Configuration("prefill", 1, 4, 16), (replace(entries[0], sampling=None),))
+    chunk = Prefill(2, "chat", Configuration("prefill", 1, 4, 16), (entries[0]._replace(sampling=None),))
     assert cost(chunk) == StepSeconds(9.0 + 0.01)  # not calibrated: as the manifest says
 
 
