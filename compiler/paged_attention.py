@@ -60,17 +60,31 @@ class PagedView:
         """Returns one part of the entries in some blocks of every sequence."""
         _, _, heads, _, size = self.pool.shape
         blocks = jax.lax.dynamic_slice_in_dim(self.tables, first_block, num_blocks, axis=1)
-        runs = self._runs(jnp.minimum(blocks, self.pool.shape[0] - 1))[part]
-        stored = self.pool.reshape(-1, BLOCK_TOKENS * size).at[runs].get(mode="promise_in_bounds")
-        if self.pool.dtype != jnp.dtype(self.dtype):
-            stored = jax.lax.bitcast_convert_type(stored, jnp.dtype(self.dtype))
-        return stored.reshape(heads, blocks.shape[0], num_blocks * BLOCK_TOKENS, size)
+        runs = self._runs(jnp.minimum(blocks, self.pool.shape[0] - 1))[part].reshape(-1)
+
+        def gathered() -> Array:
+            stored = self.pool.reshape(-1, BLOCK_TOKENS * size).at[runs].get(mode="promise_in_bounds")
+            return _values(stored, self.dtype)
+
+        # As a branch of its own it is a copy of runs. Fused with what reshapes it, as XLA would, every value is looked
+        # up by itself, which takes four times as long.
+        entries = jax.lax.cond(
+            first_block >= 0,
+            gathered,
+            lambda: jnp.zeros((runs.size, BLOCK_TOKENS * size), self.dtype),
+        )
+        return entries.reshape(heads, blocks.shape[0], num_blocks * BLOCK_TOKENS, size)
 
     def _runs(self, blocks: Int[Array, "batch some"]) -> Int[Array, "parts heads batch some"]:
         """Returns the number of each block's run of tokens, of every part and head."""
         _, parts, heads, _, _ = self.pool.shape
         first = jnp.arange(parts * heads, dtype=jnp.int32).reshape(parts, heads, 1, 1)
         return blocks * (parts * heads) + first
+
+
+def _values(stored: Array, dtype: str) -> Array:
+    """Returns what a pool holds as values of `dtype`."""
+    return stored if stored.dtype == jnp.dtype(dtype) else jax.lax.bitcast_convert_type(stored, jnp.dtype(dtype))
 
 
 @dataclass(frozen=True)
