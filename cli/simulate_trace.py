@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -17,89 +16,104 @@ from .options import HbmBytes, Json
 from .output import print_facts, print_json, print_tables, progress_bars, spinner
 
 if TYPE_CHECKING:
-    from ..compiler.bundle.manifest import TierBudget
-    from ..compiler.rack.plan import RackPlan
-    from ..compiler.target import Target
     from ..runtime.bench.arrivals import Arrival, Mix
     from ..runtime.simulation.machine import Machine
+    from ..runtime.simulation.replay import Replayed
 
 __all__ = ["trace"]
 
 _DEFAULT_REQUESTS = 1000  # of a Poisson process
 
-_Simulated = Annotated[
+_Simulated: TypeAlias = Annotated[
     Path,
     typer.Argument(metavar="BUNDLE|FILE.yaml", help="Directory that `plait bundle` made, or a bundle file for a rack."),
+]
+_Trace: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="CSV of timestamp and model, or ContextTokens, GeneratedTokens; or Mooncake's JSON lines.",
+    ),
+]
+_Rate: TypeAlias = Annotated[
+    float | None, typer.Option(metavar="R", help="Instead of a trace: R requests a second, Poisson.")
+]
+_Target: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="What the machine is; the bundle's own by default.")
+]
+_Models: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="NAME", help="To be asked; several in turn. All that generate by default."),
+]
+_Names: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Keep the trace's N most used names; the most used one is the first model."),
+]
+_Speed: TypeAlias = Annotated[float, typer.Option(metavar="X", help="Times as fast as the trace.")]
+_Limit: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Requests; the whole trace, or 1000, by default.")
+]
+_InputTokens: TypeAlias = Annotated[int, typer.Option(min=1, metavar="N", help="Of each prompt, if a trace has none.")]
+_OutputTokens: TypeAlias = Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer, likewise.")]
+_Scale: TypeAlias = Annotated[float, typer.Option(metavar="X", help="Times these lengths, or the trace's.")]
+_MaxInput: TypeAlias = Annotated[
+    int | None, typer.Option("--max-input", min=1, metavar="N", help="Longer prompts are cut, once scaled.")
+]
+_MaxOutput: TypeAlias = Annotated[
+    int | None, typer.Option("--max-output", min=1, metavar="N", help="Longer answers are cut, once scaled.")
+]
+_Bounds: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=S", help="Bound on ttft, tpot or e2e in seconds; may be given several times."),
+]
+_Seed: TypeAlias = Annotated[int, typer.Option(metavar="S", help="Of the arrivals of --rate.")]
+_DdrBytes: TypeAlias = Annotated[str | None, typer.Option(metavar="BYTES", help="Bytes of ddr to use; likewise.")]
+_Link: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="BYTES", help="Bytes a second from ddr to hbm, e.g. 25GB, for the target's.")
+]
+_DecodeSteps: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--decode-steps", min=1, metavar="N", help="Between two decisions, if nothing comes; above 1 is coarser."
+    ),
+]
+_QueueTimeout: TypeAlias = Annotated[
+    float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
+]
+_PrefillTokens: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--prefill-tokens", min=1, metavar="N", help="Most of a prompt at once while others are answered."),
+]
+_WarmUp: TypeAlias = Annotated[bool, typer.Option("--warm-up", help="Ask each model once before, as `bench serve`.")]
+_Perfetto: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write steps and transfers for ui.perfetto.dev.")
 ]
 
 
 def trace(
     bundle: _Simulated,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="CSV of timestamp and model, or ContextTokens, GeneratedTokens; or Mooncake's JSON lines.",
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(metavar="R", help="Instead of a trace: R requests a second, Poisson.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="What the machine is; the bundle's own by default.")
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", metavar="NAME", help="To be asked; several in turn. All that generate by default."),
-    ] = None,
-    names: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Keep the trace's N most used names; the most used one is the first model."
-        ),
-    ] = None,
-    speed: Annotated[float, typer.Option(metavar="X", help="Times as fast as the trace.")] = 1.0,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Requests; the whole trace, or 1000, by default.")
-    ] = None,
-    input_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each prompt, if a trace has none.")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer, likewise.")] = 64,
-    scale: Annotated[float, typer.Option(metavar="X", help="Times these lengths, or the trace's.")] = 1.0,
-    max_input: Annotated[
-        int | None, typer.Option("--max-input", min=1, metavar="N", help="Longer prompts are cut, once scaled.")
-    ] = None,
-    max_output: Annotated[
-        int | None, typer.Option("--max-output", min=1, metavar="N", help="Longer answers are cut, once scaled.")
-    ] = None,
-    slo: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=S", help="Bound on ttft, tpot or e2e in seconds; may be given several times."),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the arrivals of --rate.")] = 0,
+    trace: _Trace = None,
+    rate: _Rate = None,
+    target: _Target = None,
+    model: _Models = None,
+    names: _Names = None,
+    speed: _Speed = 1.0,
+    limit: _Limit = None,
+    input_tokens: _InputTokens = 128,
+    output_tokens: _OutputTokens = 64,
+    scale: _Scale = 1.0,
+    max_input: _MaxInput = None,
+    max_output: _MaxOutput = None,
+    slo: _Bounds = None,
+    seed: _Seed = 0,
     hbm: HbmBytes = None,
-    ddr: Annotated[str | None, typer.Option(metavar="BYTES", help="Bytes of ddr to use; likewise.")] = None,
-    link: Annotated[
-        str | None, typer.Option(metavar="BYTES", help="Bytes a second from ddr to hbm, e.g. 25GB, for the target's.")
-    ] = None,
-    decode_steps: Annotated[
-        int,
-        typer.Option(
-            "--decode-steps", min=1, metavar="N", help="Between two decisions, if nothing comes; above 1 is coarser."
-        ),
-    ] = 1,
-    queue_timeout: Annotated[
-        float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
-    ] = None,
-    prefill_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--prefill-tokens", min=1, metavar="N", help="Most of a prompt at once while others are answered."
-        ),
-    ] = None,
-    warm_up: Annotated[bool, typer.Option("--warm-up", help="Ask each model once before, as `bench serve`.")] = False,
-    perfetto: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write steps and transfers for ui.perfetto.dev.")
-    ] = None,
+    ddr: _DdrBytes = None,
+    link: _Link = None,
+    decode_steps: _DecodeSteps = 1,
+    queue_timeout: _QueueTimeout = None,
+    prefill_tokens: _PrefillTokens = None,
+    warm_up: _WarmUp = False,
+    perfetto: _Perfetto = None,
     json: Json = False,
 ) -> None:
     """Replay a trace through the scheduler that serves, in simulated time, and say how a machine would bear it.
@@ -116,31 +130,25 @@ def trace(
     """
     from ..runtime.bench.arrivals import Mix
     from ..runtime.bench.measures import parse_bound
-    from ..runtime.simulation.replay import replay
     from ..runtime.simulation.report import report
-    from ..runtime.simulation.timeline import Timeline
+    from .simulated_machine import simulated_machine
 
     _check(trace, rate, names, speed=speed, scale=scale)
     bounds = [parse_bound(text) for text in slo or ()]
     with uncollected(), spinner("reading the bundle"):
-        machine = _with_link(_machine(bundle, target, hbm, ddr), link)
+        machine = simulated_machine(bundle, target, hbm=hbm, ddr=ddr, link=link)
         models = _asked(machine, model)
         mix = Mix(models, input_tokens, output_tokens, scale, max_input, max_output)
         asked = _arrivals(mix, trace, rate, names, speed=speed, seed=seed, limit=limit)
-    timeline = Timeline([entry.name for entry in machine.models]) if perfetto else None
-    with uncollected(), progress_bars() as bars:
-        replayed = replay(
-            machine,
-            asked,
-            decode_steps=decode_steps,
-            prefill_tokens=prefill_tokens,
-            queue_timeout_seconds=queue_timeout,
-            warm_up=models if warm_up else (),
-            observe=timeline.see if timeline else None,
-            progress=lambda done: bars.update("requests", done, len(asked)),
-        )
-    if timeline is not None and perfetto is not None:
-        _write(perfetto, timeline.to_json(replayed.begin_seconds))
+    replayed = _replayed(
+        machine,
+        asked,
+        perfetto,
+        decode_steps=decode_steps,
+        prefill_tokens=prefill_tokens,
+        queue_timeout_seconds=queue_timeout,
+        warm_up=models if warm_up else (),
+    )
     found = report(machine, replayed, bounds)
     if json:
         print_json({**found.to_json(), "seed": seed})
@@ -148,6 +156,37 @@ def trace(
         print_facts(found.facts())
         print()
         print_tables(found.tables())
+
+
+def _replayed(
+    machine: Machine,
+    asked: Sequence[Arrival],
+    perfetto: Path | None,
+    *,
+    decode_steps: int,
+    prefill_tokens: int | None,
+    queue_timeout_seconds: float | None,
+    warm_up: Sequence[str],
+) -> Replayed:
+    """Returns what a trace comes to; writes its timeline if that is asked for."""
+    from ..runtime.simulation.replay import replay
+    from ..runtime.simulation.timeline import Timeline
+
+    timeline = Timeline([entry.name for entry in machine.models]) if perfetto else None
+    with uncollected(), progress_bars() as bars:
+        replayed = replay(
+            machine,
+            asked,
+            decode_steps=decode_steps,
+            prefill_tokens=prefill_tokens,
+            queue_timeout_seconds=queue_timeout_seconds,
+            warm_up=warm_up,
+            observe=timeline.see if timeline else None,
+            progress=lambda done: bars.update("requests", done, len(asked)),
+        )
+    if timeline is not None and perfetto is not None:
+        _write(perfetto, timeline.to_json(replayed.begin_seconds))
+    return replayed
 
 
 def _check(trace: Path | None, rate: float | None, names: int | None, **positive: float) -> None:
@@ -158,63 +197,6 @@ def _check(trace: Path | None, rate: float | None, names: int | None, **positive
     for name, value in {**positive, "rate": 1.0 if rate is None else rate}.items():
         if not (math.isfinite(value) and value > 0):
             raise ConfigurationError(f"--{name} is {value:g}: it must be above 0")
-
-
-def _machine(path: Path, target: str | None, hbm: str | None, ddr: str | None) -> Machine:
-    from ..compiler.bundle.reader import open_bundle
-    from ..compiler.rack.file import is_plan, open_plan
-    from ..compiler.target import load_target
-    from ..runtime.simulation.machine import machine_of_bundle
-    from ..runtime.simulation.rack import machine_of_plan
-
-    if path.is_file():
-        plan = _planned(path, target)
-        return machine_of_plan(plan, budget=_budget(plan.budget.hbm, plan.budget.ddr, hbm, ddr))
-    if is_plan(path):
-        plan, _ = open_plan(path)
-        if target is not None and load_target(target) != plan.target:
-            raise ConfigurationError(f"the plan is of target {plan.target.name!r}; plan its bundle file for {target!r}")
-        return machine_of_plan(plan, budget=_budget(plan.budget.hbm, plan.budget.ddr, hbm, ddr))
-    manifest = open_bundle(path).manifest
-    machine = None if target is None else load_target(target)
-    return machine_of_bundle(manifest, machine, _budget(manifest.budget.hbm, manifest.budget.ddr, hbm, ddr))
-
-
-def _planned(file: Path, target: str | None) -> RackPlan:
-    from ..compiler.rack.bundle_file import read_bundle_file
-    from ..compiler.rack.planner import is_planned_only, plan_rack, target_of
-
-    spec = read_bundle_file(file, target=target)
-    machine = target_of(spec, file.parent)
-    if not is_planned_only(machine):
-        raise ConfigurationError(
-            f"{file} is for {machine.name}, whose steps are measured: make the bundle with `plait bundle {file}` first"
-        )
-    return plan_rack(spec, base=file.parent)
-
-
-def _budget(hbm: int, ddr: int, asked_hbm: str | None, asked_ddr: str | None) -> TierBudget:
-    from ..compiler.bundle.manifest import TierBudget
-    from ..compiler.bundle.spec import parse_bytes
-
-    return TierBudget(
-        hbm if asked_hbm is None else parse_bytes(asked_hbm), ddr if asked_ddr is None else parse_bytes(asked_ddr)
-    )
-
-
-def _with_link(machine: Machine, bandwidth: str | None) -> Machine:
-    """Returns the machine with another bandwidth from ddr to hbm."""
-    if bandwidth is None:
-        return machine
-    from ..compiler.bundle.spec import parse_bytes
-
-    link = machine.target.link("ddr", "hbm")
-    links = {
-        **machine.target.links,
-        "ddr->hbm": dataclasses.replace(link, bandwidth_bytes_per_s=parse_bytes(bandwidth)),
-    }
-    target: Target = dataclasses.replace(machine.target, links=links)
-    return dataclasses.replace(machine, target=target)
 
 
 def _asked(machine: Machine, names: Sequence[str] | None) -> Sequence[str]:
