@@ -5,8 +5,9 @@ client's requests are seen as turns, runs of requests for one model; what is for
 
 - **Declared.** A workflow is a cycle: after its last model comes its first. A client is at the place of a workflow
   where the models before agree longest with its last turns.
-- **Learned.** Counts of what followed the last turn, and the last two: a Markov chain of second order whose prior is
-  that of first order. It needs four equal turns before it says anything.
+- **Learned.** Counts of what followed the last turn, the last two, and so on to four: a Markov chain whose prior is the
+  chain of one order less. It needs four equal turns before it says anything. Loops in which some models take part
+  several times (an embedding before each of four chat models) are told apart by the longer contexts.
 
 A declaration counts like a few observations, so a workflow that nobody follows falls silent. That a client never comes
 back is an observation too. Only what is clearly likelier than not is said, for a transfer for nothing takes the link
@@ -25,8 +26,10 @@ _Context: TypeAlias = tuple[int, ...] | tuple[str, ...]  # places in workflows, 
 
 _MIN_CHANCE = 0.6  # less is not said: half would break even, and few observations err
 _DECLARED_WEIGHT = 4.0  # observations that a declaration counts for
-_DOUBT = 2.0  # observations of something else that are supposed where nothing is declared
-_BACK_OFF_WEIGHT = 8.0  # observations of two turns that those of one turn count for
+# Observations that those of one turn less count for, for one turn (of something else), two, three and four
+_PRIOR_WEIGHTS = (2.0, 8.0, 12.0, 12.0)
+_ALWAYS_COUNTED = 2  # turns; longer contexts are seen too seldom to be believed unless nothing contradicts them
+_MAX_CONTEXTS = 4096  # of which the counts are kept; the oldest is forgotten first
 _MAX_COUNT = 64.0  # observations of a context; then all are halved, so that the old ones fade
 _MAX_STEPS = 8  # turns ahead
 _MAX_CLIENTS = 64  # remembered at once
@@ -75,6 +78,11 @@ class _Counts:
         if self.total > _MAX_COUNT:
             self.of = {key: count / 2 for key, count in self.of.items()}
             self.total /= 2
+
+    @property
+    def is_unanimous(self) -> bool:
+        """Whether it was always the same."""
+        return self.likeliest is not None and self.of[self.likeliest] == self.total
 
 
 class LookAhead:
@@ -160,6 +168,8 @@ class LookAhead:
     def _count(self, state: _Client, model: str | None, amount: float) -> None:
         for context in state.contexts:
             self._counts.setdefault(context, _Counts()).add(model, amount)
+        while len(self._counts) > _MAX_CONTEXTS:
+            del self._counts[next(iter(self._counts))]
 
     def _seen(self, context: _Context) -> _Counts:
         return self._counts.get(context) or _Counts()
@@ -167,10 +177,7 @@ class LookAhead:
     def _contexts(self, turns: Sequence[str]) -> list[_Context]:
         """Returns what the turn after these is counted in."""
         places = self._cycles.places(turns)
-        contexts: list[_Context] = [places] if places else []
-        if len(turns) > 1:
-            contexts.append(tuple(turns[-2:]))
-        return [*contexts, tuple(turns[-1:])]
+        return [*([places] if places else ()), *reversed(_endings(turns))]
 
     def _next(self, turns: Sequence[str]) -> tuple[str, float] | None:
         """Returns the likeliest model of the turn after these, and its chance, if that is above a half."""
@@ -184,12 +191,14 @@ class LookAhead:
                 if model is not None
             }
             return max(chances.items(), key=_by_chance)
-        once, twice = self._seen(tuple(turns[-1:])), self._seen(tuple(turns[-2:]))
+        seen = [self._seen(ending) for ending in _endings(turns)]
         best: tuple[str, float] | None = None
-        for model in (once.likeliest, twice.likeliest):  # what is above a half of the mixture is so of one of them
+        for model in dict.fromkeys(counts.likeliest for counts in seen):  # of one of them, what is above a half of all
             if model is not None:
-                chance = _mixed(once, model, 0.0, _DOUBT)
-                chance = _mixed(twice, model, chance, _BACK_OFF_WEIGHT) if len(turns) > 1 else chance
+                chance = 0.0
+                for order, counts in enumerate(seen, 1):
+                    if order <= _ALWAYS_COUNTED or counts.is_unanimous:
+                        chance = _mixed(counts, model, chance, _PRIOR_WEIGHTS[order - 1])
                 best = max(best or (model, chance), (model, chance), key=_by_chance)
         return best
 
@@ -254,6 +263,11 @@ def _turns_of(workflow: Sequence[str]) -> list[str]:
     """Returns a workflow without models twice in a row, the last and the first one included."""
     turns = [model for index, model in enumerate(workflow) if index == 0 or workflow[index - 1] != model]
     return turns[:-1] if len(turns) > 1 and turns[0] == turns[-1] else turns
+
+
+def _endings(turns: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the last turn, the last two, and so on, as far as they are counted."""
+    return [tuple(turns[-length:]) for length in range(1, min(len(turns), len(_PRIOR_WEIGHTS)) + 1)]
 
 
 def _mixed(counts: _Counts, model: str, prior: float, weight: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -101,7 +102,7 @@ def test_nothing_is_evicted_ahead_of_a_busy_model_or_one_with_requests():
 
 
 def test_requests_at_random_fetch_next_to_nothing_ahead():
-    order = [(7 * index * index + 3 * index) % 11 % 4 for index in range(60)]
+    order = random.Random(4).choices(range(4), k=60)
     arrivals = [(2.0 + 0.5 * index, generate(index, LOOP[model])) for index, model in enumerate(order)]
     records = play(models(), arrivals, room=2)
     moves = sum(isinstance(r.item, Transfer) and r.item.destination == "hbm" for r in records)

@@ -57,6 +57,15 @@ def test_a_cycle_is_learned_in_a_few_turns_and_then_foretold_without_a_mistake(c
     assert right >= 19 * len(cycle) - 1 - silent - wrong
 
 
+def test_a_loop_that_comes_by_some_models_several_times_is_learned_as_a_whole():
+    stream = [step for turn in range(60) for step in ("embed", "sparse", f"chat-{turn % 4}", f"guard-{turn % 4}")]
+    look_ahead = LookAhead()
+    assert score(look_ahead, stream[:160])[1] <= 1
+    # After an embedding four chat models are as likely, but not after the guard of one of them before it.
+    assert score(look_ahead, stream[160:]) == (79, 0, 0)
+    assert [(f.model, f.steps) for f in look_ahead.forecasts(79.0)][:3] == [("embed", 1), ("sparse", 2), ("chat-0", 3)]
+
+
 def test_a_cycle_with_noise_is_foretold_most_of_the_time():
     random_ = random.Random(1)
     stream = [random_.choice("abcdef") if random_.random() < 0.1 else "abcdef"[place % 6] for place in range(2000)]
