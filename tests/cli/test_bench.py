@@ -66,7 +66,9 @@ def url(server: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["engine"]], ids=["bench", "serve", "engine"])
+@pytest.mark.parametrize(
+    "arguments", [[], ["serve"], ["engine"], ["switch"]], ids=["bench", "serve", "engine", "switch"]
+)
 def test_help_is_the_golden_text(plait, arguments: list[str], monkeypatch, request) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     outcome = plait("bench", *arguments, "--help")
@@ -160,12 +162,33 @@ def test_wrong_options_are_one_line(plait, arguments: list[str], says: str) -> N
     assert says in plait("bench", "serve", "http://127.0.0.1:9", *arguments).complaint()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--link", "0"], "--link is 0: it must be above 0"),
+        (["--link", "nan"], "--link is nan"),
+        (["--variants", "5"], "--variants is 5: chat models and guards are pairs, so it must be even"),
+        (["--variants", "2"], "Invalid value for '--variants'"),
+        (["--turns", "0"], "Invalid value for '--turns'"),
+        (["--perfetto", "none/such/file.json"], "cannot write none/such/file.json: there is no directory none/such"),
+    ],
+    ids=["link", "not a number", "odd", "few", "turns", "perfetto"],
+)
+def test_wrong_options_of_switch_are_one_line(plait, arguments: list[str], says: str) -> None:
+    assert says in plait("bench", "switch", *arguments).complaint()
+
+
+def test_a_bundle_without_an_agents_models_is_one_line(plait, tiny_bundle: Path) -> None:
+    says = plait("bench", "switch", tiny_bundle).complaint()
+    assert "bundle 'tiny' has too little for the agent: four chat models or more are needed" in says
+
+
 @pytest.mark.parametrize("server", ["http://", "http://[::1", "https://:80/v1", "http://a:port"])
 def test_what_is_no_url_is_one_line(plait, server: str) -> None:
     assert "is no URL of a server" in plait("bench", "serve", server).complaint()
 
 
-@pytest.mark.parametrize("command", ["serve", "engine"])
+@pytest.mark.parametrize("command", ["serve", "engine", "switch"])
 def test_what_is_no_bundle_is_one_line(plait, tmp_path: Path, command: str) -> None:
     says = plait("bench", command, tmp_path).complaint()
     assert "is not a plait bundle" in says
