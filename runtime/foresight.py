@@ -76,9 +76,12 @@ class Foresight:
 
     def is_worth(self, forecast: Forecast, victims: Iterable[str]) -> bool:
         """Whether to fetch a model ahead in the place of others."""
+        gone = list(victims)
+        # In the place of the model that was asked for last, it is for nothing too if that is asked for once more.
+        chance = forecast.chance * (forecast.leave_chance if forecast.after in gone else 1.0)
         gained = self._reload_seconds(forecast.model)
-        lost = gained + sum(map(self._reload_seconds, victims))
-        return forecast.chance * gained > (1 - forecast.chance) * lost
+        lost = gained + sum(map(self._reload_seconds, gone))
+        return chance * gained > (1 - chance) * lost
 
     def _stake(self, name: str, tier: TierName) -> Stake:
         entry = self._queues[name].entry

@@ -37,6 +37,8 @@ _MAX_HISTORY = 16  # turns of a client
 _PATIENCE = 4.0  # times the usual seconds until the next turn, after which it is not waited for any longer
 _PATIENCE_SECONDS = (10.0, 60.0)  # least; where the usual is not known
 _SESSION_SECONDS = 600.0  # a client that was away for longer begins anew
+_MAX_RUN = 4  # requests of a turn that are told apart by their place
+_RUN_WEIGHT = 2.0  # observations of a place in a turn that those of the model count for
 _GAP_RATE = 0.25  # of the newest gap in the moving average
 
 
@@ -48,6 +50,8 @@ class Forecast:
     chance: float  # that it is, and at this turn
     steps: int  # turns ahead; 1 is next
     at_seconds: float  # when, by the usual gaps; as soon as can be where none is known
+    after: str = ""  # the model of the turn that is under way
+    leave_chance: float = 1.0  # that the client's next request is for another model than that one
 
 
 @dataclass
@@ -58,6 +62,7 @@ class _Client:
     contexts: list[_Context] = field(default_factory=list[_Context])  # that its next turn will be counted in
     forecasts: list[Forecast] = field(default_factory=list[Forecast])
     was_given_up: bool = False
+    num_requests: int = 0  # of the turn that is under way
 
 
 @dataclass
@@ -85,6 +90,25 @@ class _Counts:
         return self.likeliest is not None and self.of[self.likeliest] == self.total
 
 
+@dataclass
+class _Runs:
+    """Whether requests for a model are followed by another one for it."""
+
+    num_left: float = 0.0
+    num_stayed: float = 0.0
+
+    def add(self, has_left: bool) -> None:
+        """Counts what the next request was."""
+        self.num_left += has_left
+        self.num_stayed += not has_left
+        if self.num_left + self.num_stayed > _MAX_COUNT:
+            self.num_left, self.num_stayed = self.num_left / 2, self.num_stayed / 2
+
+    def leave_chance(self, prior: float, weight: float) -> float:
+        """Returns the chance of another model, with a prior that counts for so many observations."""
+        return (self.num_left + weight * prior) / (self.num_left + self.num_stayed + weight)
+
+
 class LookAhead:
     """Foretells requests.
 
@@ -97,6 +121,7 @@ class LookAhead:
         self._max_steps = max_steps
         self._cycles = _Cycles([cycle for cycle in map(_turns_of, workflows) if len(cycle) > 1])
         self._counts: dict[_Context, _Counts] = {}
+        self._runs: dict[tuple[str, int], _Runs] = {}  # by model and number of its requests so far; 0: of any number
         self._gaps: dict[tuple[str, str], float] = {}  # usual seconds from one model's request to the next one's
         self._clients: dict[str, _Client] = {}  # least recently seen first
         self._nearest: list[Forecast] | None = None  # of all clients; None: to be made anew
@@ -117,8 +142,12 @@ class LookAhead:
         self._clients[client] = state
         if state.was_given_up:  # it was only late
             self._count(state, None, -1.0)
+        if state.turns:
+            self._count_run(state, state.turns[-1] != model)
         if not state.turns or state.turns[-1] != model:
             self._turn(state, model, now)
+            state.num_requests = 0
+        state.num_requests += 1
         state.seen_at = now
         state.forecasts, self._nearest = list(self._chain(state, now)), None
         state.deadline, state.was_given_up = now + self._patience(state), False
@@ -171,6 +200,16 @@ class LookAhead:
         while len(self._counts) > _MAX_CONTEXTS:
             del self._counts[next(iter(self._counts))]
 
+    def _count_run(self, state: _Client, has_left: bool) -> None:
+        for place in (0, min(state.num_requests, _MAX_RUN)):
+            self._runs.setdefault((state.turns[-1], place), _Runs()).add(has_left)
+
+    def _leave_chance(self, state: _Client) -> float:
+        """Returns the chance that a client's next request begins a turn; 1 until it is known to repeat requests."""
+        model, unknown = state.turns[-1], _Runs()
+        of_any = self._runs.get((model, 0), unknown).leave_chance(1.0, 1.0)
+        return self._runs.get((model, min(state.num_requests, _MAX_RUN)), unknown).leave_chance(of_any, _RUN_WEIGHT)
+
     def _seen(self, context: _Context) -> _Counts:
         return self._counts.get(context) or _Counts()
 
@@ -213,7 +252,7 @@ class LookAhead:
             model, chance = following[0], chance * following[1]
             at += self._gaps.get((turns[-1], model), 0.0)
             if model not in seen:
-                yield Forecast(model, chance, steps, at)
+                yield Forecast(model, chance, steps, at, state.turns[-1], self._leave_chance(state))
             seen.add(model)
             turns.append(model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -109,6 +110,18 @@ def test_requests_at_random_fetch_next_to_nothing_ahead():
     assert moves <= 1 + sum(stall > 0 for stall in stalls(records)) + 10
 
 
+def test_a_model_that_is_asked_for_again_and_again_does_not_go_for_the_next_one():
+    draw = random.Random(3)
+    order = [0]
+    for _ in range(99):  # three of four requests are for the same model as the one before
+        order.append(order[-1] ^ (draw.random() < 0.25))
+    arrivals = [(2.0 + 0.5 * index, generate(index, LOOP[model])) for index, model in enumerate(order)]
+    records = play(models("ab"), arrivals, room=1)
+    moves = sum(isinstance(r.item, Transfer) and r.item.destination == "hbm" for r in records)
+    turns = 1 + sum(a != b for a, b in itertools.pairwise(order))
+    assert turns <= moves <= turns + 2
+
+
 def foresight(entries: list[ModelEntry], links: dict[str, Link] | None = None, *, hot: str = "") -> Foresight:
     residency = ResidencyManager(entries, TierBudget(10**6, 10**6), tiered=True)
     places = [(entry.name, "ddr") for entry in entries] + [(name, "hbm") for name in hot]
@@ -126,6 +139,8 @@ def test_only_what_gains_more_than_it_costs_is_fetched_ahead():
     assert not seer.is_worth(Forecast("a", 0.65, 1, 0.0), ["b"])
     assert not seer.is_worth(Forecast("a", 0.8, 1, 0.0), ["c"])
     assert seer.is_worth(Forecast("a", 1.0, 1, 0.0), ["b", "c"])
+    assert seer.is_worth(Forecast("a", 0.8, 1, 0.0, "b", 0.5), [])
+    assert not seer.is_worth(Forecast("a", 0.8, 1, 0.0, "b", 0.5), ["b"])
 
 
 def test_what_is_foretold_is_evicted_last():

@@ -119,10 +119,10 @@ def test_the_time_of_a_turn_is_learned():
 def test_nothing_is_foretold_of_a_client_that_should_have_been_back():
     look_ahead = LookAhead([["a", "b"]])
     look_ahead.observe("", "a", 0.0)
-    assert look_ahead.forecasts(59.0) == [Forecast("b", 1.0, 1, 0.0)]
+    assert look_ahead.forecasts(59.0) == [Forecast("b", 1.0, 1, 0.0, "a")]
     assert look_ahead.forecasts(61.0) == []
     look_ahead.observe("", "b", 70.0)  # it was only late
-    assert look_ahead.forecasts(70.0) == [Forecast("a", 1.0, 1, 70.0)]
+    assert look_ahead.forecasts(70.0) == [Forecast("a", 1.0, 1, 70.0, "b")]
 
 
 def test_clients_that_never_come_back_are_an_observation():
@@ -155,3 +155,15 @@ def test_a_workflow_of_one_model_foretells_nothing(workflow: list[str]):
     look_ahead = LookAhead([workflow])
     look_ahead.observe("", "a", 0.0)
     assert look_ahead.forecasts(0.0) == []
+
+
+def test_how_often_a_model_is_asked_in_a_row_is_learned():
+    look_ahead = LookAhead()
+    for now, model in enumerate("aaabb" * 20 + "aaa"):
+        look_ahead.observe("", model, now)
+        (forecast,) = look_ahead.forecasts(now) or [None]
+    assert forecast is not None
+    assert (forecast.model, forecast.after) == ("b", "a")
+    assert forecast.leave_chance > 0.9
+    look_ahead.observe("", "b", 103.0)
+    assert look_ahead.forecasts(103.0)[0].leave_chance < 0.1
