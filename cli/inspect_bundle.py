@@ -76,6 +76,7 @@ def _bundle_data(opened: Bundle) -> dict[str, object]:
         "errors": verdict.errors,
         "warnings": verdict.warnings,
         "workflows": manifest.workflows,
+        "routes": {name: asdict(route) for name, route in manifest.routes.items()},
     }
 
 
@@ -117,6 +118,7 @@ def _print_bundle(opened: Bundle) -> None:
             ("made by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
             ("digest", opened.manifest_digest),
             *((f"workflow {name}", " -> ".join(steps)) for name, steps in manifest.workflows.items()),
+            *((f"route {name}", f"{r.policy} of {', '.join(r.models)}") for name, r in manifest.routes.items()),
         ]
     )
     print()

@@ -206,6 +206,7 @@ def _asked(machine: Machine, names: Sequence[str] | None) -> Sequence[str]:
         ConfigurationError: if the machine has not all of them, or none that generates.
     """
     known = {name: entry.name for entry in machine.models for name in (entry.name, *entry.aliases)}
+    known |= {name: name for name in machine.routes}
     for name in names or ():
         if name not in known:
             few = ", ".join(islice((entry.name for entry in machine.models), 20))

@@ -38,6 +38,7 @@ from .events import (
     Prefill,
     Reply,
     Request,
+    Routed,
     SaveBlocks,
     SetTimer,
     Step,
@@ -70,6 +71,7 @@ class Outcome:
     vectors: tuple[np.ndarray, ...] = ()  # with the end of an embedding request, in the order of its sequences
     logprobs: tuple[Logprobs, ...] = ()  # of each of the reply's tokens, where they were asked for
     energy: Energy | None = None  # of the request so far, where it is known
+    model: str = ""  # that was chosen, for a request to be told that
 
 
 Sink: TypeAlias = Callable[[Outcome], None]
@@ -93,7 +95,7 @@ class _Client:
     sink: Sink
     model: str
     num_prompt: int  # 0 for an embedding
-    is_counted: bool  # among the requests; loads and unloads are not
+    is_counted: bool  # among the requests: one for an answer or vectors
     last_token_at: float | None = None
     has_started: bool = False
     is_answered: bool = False
@@ -178,6 +180,8 @@ class EngineCore:
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Hands a request in; its outcomes go to `sink`, on the engine thread.
+
+        By a route's name, only a request to be told the model: what to compute depends on it.
 
         Raises:
             QueueFullError: if too many are under way.
@@ -277,6 +281,8 @@ class EngineCore:
             match action:
                 case Reply():
                     self._deliver(action)
+                case Routed():
+                    self._tell_route(action)
                 case Evict():
                     self._evict(action)
                 case Transfer():
@@ -348,6 +354,13 @@ class EngineCore:
             self._metrics.request_finished(client.model, "error")
         energy = None if self._energy is None else Energy(client.joules, self._energy.source)
         client.sink(Outcome(reply, vectors, tuple(logprobs), energy))
+
+    def _tell_route(self, routed: Routed) -> None:
+        with self._lock:
+            client = self._clients.pop(routed.request_id, None)
+        if client is not None:
+            self._metrics.routed(client.model, routed.model)
+            client.sink(Outcome(Reply(routed.request_id, finish_reason="stop"), model=routed.model))
 
     def _forget_vectors(self, request_id: int) -> tuple[np.ndarray, ...]:
         """Takes the finished vectors of a request out of the executor, in the order of its sequences."""

@@ -39,6 +39,8 @@ __all__ = [
     "Prefill",
     "Reply",
     "Request",
+    "RouteWork",
+    "Routed",
     "Sampling",
     "SaveBlocks",
     "SequenceEntry",
@@ -150,7 +152,12 @@ class UnloadWork:
     tier: Literal["ddr", "disk"]
 
 
-Work: TypeAlias = GenerateWork | EmbedWork | LoadWork | UnloadWork
+@dataclass(frozen=True)
+class RouteWork:
+    """Nothing but to be told which model would answer."""
+
+
+Work: TypeAlias = GenerateWork | EmbedWork | LoadWork | UnloadWork | RouteWork
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ class Request:
     """What one client asks of one model."""
 
     id: int
-    model: str
+    model: str  # name, alias or route; with the scheduler's answer, the model's own name
     work: Work
     priority: int = 0  # class; a lower number goes first
     client: str = ""  # whose it is: those of a class get the same share
@@ -384,6 +391,14 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Routed:
+    """Tell a client which model has its request; it ends a request to be told that."""
+
+    request_id: int
+    model: str
+
+
+@dataclass(frozen=True)
 class SetTimer:
     """Send `Timer(timer_id)` at this time or soon after."""
 
@@ -392,5 +407,15 @@ class SetTimer:
 
 
 Action: TypeAlias = (
-    Step | CopyBlocks | SaveBlocks | LoadBlocks | DropBlocks | Transfer | CancelTransfer | Evict | Reply | SetTimer
+    Step
+    | CopyBlocks
+    | SaveBlocks
+    | LoadBlocks
+    | DropBlocks
+    | Transfer
+    | CancelTransfer
+    | Evict
+    | Reply
+    | Routed
+    | SetTimer
 )

@@ -79,17 +79,17 @@ class Foresight:
         gone = list(victims)
         # In the place of the model that was asked for last, it is for nothing too if that is asked for once more.
         chance = forecast.chance * (forecast.leave_chance if forecast.after in gone else 1.0)
-        gained = self._reload_seconds(forecast.model)
-        lost = gained + sum(map(self._reload_seconds, gone))
+        gained = self.reload_seconds(forecast.model)
+        lost = gained + sum(map(self.reload_seconds, gone))
         return chance * gained > (1 - chance) * lost
 
     def _stake(self, name: str, tier: TierName) -> Stake:
         entry = self._queues[name].entry
         if tier == "hbm":
-            return Stake(entry.resident_bytes, self._reload_seconds(name))
+            return Stake(entry.resident_bytes, self.reload_seconds(name))
         return Stake(entry.moved_bytes, self._seconds(name, "disk", "ddr"))
 
-    def _reload_seconds(self, name: str) -> float:
+    def reload_seconds(self, name: str) -> float:
         """Returns how long a model that is not in hbm takes to come there."""
         hop = self._residency.next_hop(name)
         rest = self._seconds(name, "ddr", "hbm") if hop == ("disk", "ddr") else 0.0

@@ -56,6 +56,10 @@ class Metrics:
         """Counts a request by where its model was when it came."""
         self._requests.by_residency.labels(model, residency).inc()
 
+    def routed(self, route: str, model: str) -> None:
+        """Counts a request for any of several models by the one that got it."""
+        self._requests.routed.labels(model, route).inc()
+
     def request_started(self, model: str) -> None:
         """Counts a request whose first step begins."""
         self._of(model).started.inc()
@@ -155,6 +159,7 @@ class _RequestFamilies:
     prefix_hits: Counter
     preemptions: Counter
     by_residency: Counter
+    routed: Counter
     started: Counter
     joules: Counter
     finished: Counter
@@ -186,6 +191,7 @@ class _RequestFamilies:
             prefix_hits=counter("vllm:prefix_cache_hits", "Of these, tokens that were there."),
             preemptions=counter("vllm:num_preemptions", "Sequences that gave their KV blocks back before they ended."),
             by_residency=counter("plait_requests_by_residency", "Requests by where the model was.", "class"),
+            routed=counter("plait_requests_routed", "Requests by a route's name, by who got them.", "route"),
             started=counter("plait_requests_started", "Requests whose first step began."),
             joules=counter("plait_joules", "Energy of steps, measured or modelled; 0 where nothing is known of power."),
             finished=counter("vllm:request_success", "Requests that ended, by how.", "finished_reason"),

@@ -20,6 +20,7 @@ __all__ = [
     "ModelStatus",
     "Piece",
     "Residency",
+    "RouteStatus",
     "SamplingParams",
     "Structure",
     "TokenLogprobs",
@@ -204,6 +205,19 @@ class ClassifyResult:
     labels: tuple[str, ...]
     probabilities: Float[np.ndarray, "inputs labels"]  # f32; a row sums to 1 unless there is one label or many may hold
     usage: Usage
+
+
+@dataclass(frozen=True)
+class RouteStatus:
+    """A name for models that can stand for each other."""
+
+    name: str
+    models: tuple[str, ...]  # the preferred one first
+    policy: str
+    capabilities: tuple[str, ...]  # that all of them have
+    residency: Residency  # of the one that is closest
+    context_length: int  # that all of them take
+    max_completion_tokens: int
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def build_bundle(
                 files={},
                 versions={name: importlib.metadata.version(name) for name in ("plait", "jax", "jaxlib")},
                 workflows=dict(spec.workflows),
+                routes=dict(spec.routes),
                 traffic=spec.traffic,
             )
         )

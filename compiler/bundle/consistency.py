@@ -51,8 +51,20 @@ def check_manifest(manifest: Manifest) -> None:
     for model in manifest.models:
         _check_model(manifest, model)
     _check_known("workflow", set(names), (name for steps in manifest.workflows.values() for name in steps))
+    _check_unique("model name, alias or route", [*names, *manifest.routes])
+    _check_known("route", set(names), (name for route in manifest.routes.values() for name in route.models))
+    _check_routes(manifest)
     if isinstance(manifest.traffic, dict):
         _check_known("traffic", set(names), manifest.traffic)
+
+
+def _check_routes(manifest: Manifest) -> None:
+    """Checks that the models of a route can do something in common."""
+    for name, route in manifest.routes.items():
+        models = [manifest.model(model) for model in route.models]
+        if not set(models[0].capabilities).intersection(*(model.capabilities for model in models)):
+            said = ", ".join(f"{model.name} ({', '.join(model.capabilities)})" for model in models)
+            raise BundleIntegrityError(f"the models of route {name!r} have nothing in common that they can do: {said}")
 
 
 def _check_file(relative: str, entry: FileEntry) -> None:

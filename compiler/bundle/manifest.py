@@ -28,12 +28,14 @@ __all__ = [
     "Manifest",
     "ModelEntry",
     "ProgramEntry",
+    "Route",
     "Sampling",
     "StageProgram",
     "TierBudget",
 ]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+_OLDEST_VERSION = 4  # that is read: what has come since may be left out
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -206,6 +208,16 @@ class TierBudget:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Models that can stand for each other, and how the one that answers is chosen."""
+
+    __pydantic_config__ = _STRICT
+
+    models: Annotated[tuple[Name, ...], pydantic.Field(min_length=1)]  # by name or alias, the preferred one first
+    policy: Literal["cheapest"] = "cheapest"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle but the bytes of its files."""
 
@@ -218,6 +230,7 @@ class Manifest:
     files: dict[str, FileEntry]  # by path relative to the bundle, with "/" between parts
     versions: dict[str, str]  # of plait, jax and jaxlib that made it
     workflows: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)  # names for models that can stand for each other
     traffic: dict[str, Amount] | str | None = None  # requests per second by model, or the path of a trace
     format: Literal["plait-bundle"] = "plait-bundle"
     version: PositiveInt = FORMAT_VERSION
@@ -255,10 +268,11 @@ class Manifest:
             header = _HEADER.validate_json(text, strict=True)
         except pydantic.ValidationError:
             raise BundleIntegrityError("manifest.json is damaged: it is not a plait bundle manifest") from None
-        if header.version != FORMAT_VERSION:
+        if not _OLDEST_VERSION <= header.version <= FORMAT_VERSION:
             remedy = "upgrade plait" if header.version > FORMAT_VERSION else "bundle its models again"
             raise BundleVersionError(
-                f"bundle has format version {header.version}, this plait reads {FORMAT_VERSION}; {remedy}"
+                f"bundle has format version {header.version}, this plait reads {_OLDEST_VERSION} to {FORMAT_VERSION}; "
+                f"{remedy}"
             )
         try:
             return _ADAPTER.validate_json(text, strict=True)

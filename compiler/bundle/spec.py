@@ -18,7 +18,7 @@ import yaml
 from ...errors import ConfigurationError
 from ...models.config import StoredForm
 from ..mesh import Mesh
-from .manifest import Sampling
+from .manifest import Route, Sampling
 
 __all__ = [
     "PIPELINE",
@@ -140,6 +140,7 @@ class BundleSpec(_Strict):
     models: Annotated[dict[Name, ModelSpec], pydantic.Field(min_length=1)]
     traffic: dict[str, float] | str | None = None  # requests per second by model, or the path of a trace
     workflows: dict[Name, tuple[str, ...]] = {}
+    routes: dict[Name, Route] = {}
     speculative: tuple[PairSpec, ...] = ()
 
     @pydantic.field_validator("traffic", mode="before")
@@ -152,7 +153,10 @@ class BundleSpec(_Strict):
         names = [name for model, spec in self.models.items() for name in (model, *spec.aliases)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"the name {twice[0]!r} is given to two models")
+        if taken := [name for name in self.routes if name in names or self.copy_named(name) is not None]:
+            raise ValueError(f"the name {taken[0]!r} is given to a model and a route")
         used = [step for steps in self.workflows.values() for step in steps]
+        used += [name for route in self.routes.values() for name in route.models]
         used += list(self.traffic) if isinstance(self.traffic, dict) else []
         used += [name for pair in self.speculative for name in (pair.draft, pair.target)]
         if unknown := sorted(name for name in set(used) - set(names) if self.copy_named(name) is None):

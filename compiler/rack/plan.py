@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias
 import pydantic
 
 from ...errors import BundleIntegrityError, BundleVersionError, DoesNotFitError
+from ..bundle.manifest import Route
 from ..bundle.reader import PLAN_FORMAT
 from ..target import Target
 
@@ -215,6 +216,7 @@ class RackPlan:
     copies_without_reserve: dict[str, int]  # likewise, if the target's DDR were the models' alone
     shortages: tuple[Shortage, ...] = ()
     workflows: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    routes: dict[str, Route] = field(default_factory=dict[str, Route])
     seconds: float = 0.0  # that planning took
     format: Literal["plait-rack-plan"] = PLAN_FORMAT
     version: int = VERSION

@@ -92,6 +92,7 @@ def plan_rack(
         copies_without_reserve=without,
         shortages=shortages(models, units, planned, budget, target),
         workflows=dict(spec.workflows),
+        routes=dict(spec.routes),
         seconds=time.monotonic() - begin,
     )
 

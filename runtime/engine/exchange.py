@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from ...errors import ExecutionError, RequestTimeoutError
 from ..clock import Clock
 from ..core import EngineCore, Outcome
-from ..events import LoadWork, Request, UnloadWork, Work
+from ..events import EmbedWork, GenerateWork, Request, Work
 from ..metrics import Metrics
 
 __all__ = ["Exchange"]
@@ -78,7 +78,7 @@ class Exchange:
 
     def _abandon(self, request: Request) -> None:
         """Ends a request that nobody waits for any more, if it hasn't ended by itself."""
-        if self.end(request) and not isinstance(request.work, LoadWork | UnloadWork):
+        if self.end(request) and isinstance(request.work, GenerateWork | EmbedWork):
             self.metrics.request_finished(request.model, "cancelled")
 
 

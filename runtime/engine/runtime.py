@@ -26,7 +26,7 @@ from ..core import EngineCore, TierUse, Watcher
 from ..energy import energy_meter
 from ..executor import JaxExecutor
 from ..metrics import Metrics
-from ..request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, SamplingParams, ToolUse
+from ..request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, RouteStatus, SamplingParams, ToolUse
 from ..residency import check_budget
 from ..scheduler import Scheduler
 from ..tiers import TransferRecord
@@ -36,6 +36,7 @@ from .encoding import Encoding, check_scores
 from .exchange import Exchange
 from .generation import Generation, gather
 from .loading import Loading
+from .routes import Routes
 from .served import Messages, Prompt, Served, ServedModels, TextOrPair
 
 __all__ = ["Runtime"]
@@ -106,9 +107,10 @@ class Runtime:
             prefill_tokens=prefill_tokens,
             kv_bytes_per_s=self.target.link("ddr", "hbm").bandwidth_bytes_per_s if tiered else None,
             workflows=manifest.workflows.values(),
+            routes=manifest.routes,
             links=self.target.links,
         )
-        self._served = ServedModels(self.bundle, entries, tool_formats)
+        self._served = ServedModels(self.bundle, entries, manifest.routes, tool_formats)
         clock = MonotonicClock()
         self._core = EngineCore(
             self._scheduler,
@@ -121,6 +123,7 @@ class Runtime:
         exchange = Exchange(self._core, clock, self.metrics)
         self._generation = Generation(exchange)
         self._encoding = Encoding(exchange)
+        self._routes = Routes(manifest.routes, self._served, exchange)
         self._loading = Loading(exchange, is_tiered=tiered)
         self._core.start()
 
@@ -149,6 +152,19 @@ class Runtime:
             ModelNotFoundError: if there is none.
         """
         return self._served.resolve(name)
+
+    def routes(self) -> tuple[RouteStatus, ...]:
+        """Returns every name for models that can stand for each other."""
+        return self._routes.status(self.models())
+
+    async def route_async(self, name: str) -> str:
+        """Returns the canonical name of the model that answers to a name, alias or route now.
+
+        Raises:
+            ModelNotFoundError: if there is none.
+            RequestError: if no requests are taken.
+        """
+        return (await self._routes.choose_async(name)).entry.name
 
     def is_ready(self) -> bool:
         """Whether requests are taken."""
@@ -245,7 +261,7 @@ class Runtime:
         """Yields the text of an answer as it comes. Closing the iterator cancels the request.
 
         Args:
-            model: Name or alias.
+            model: Name, alias or route.
             prompt: A text to go on with, a conversation, or tokens.
             params: How the answer is drawn; the model's defaults where it says nothing.
 
@@ -263,25 +279,25 @@ class Runtime:
 
     def pieces(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Yields an answer piece by piece, the last one with finish reason and usage; as `stream` otherwise."""
-        served, params = self._served[model], params or SamplingParams()
+        served, params = self._routes.choose(model), params or SamplingParams()
         yield from self._generation.pieces(served, served.tokenize_prompt(prompt, params.tools), params)
 
     async def stream_async(
         self, model: str, prompt: Prompt, params: SamplingParams | None = None
     ) -> AsyncIterator[str]:
         """Yields the text of an answer as it comes; as `stream`."""
-        params = params or SamplingParams()
-        tokens = self._served[model].tokenize_prompt(prompt, params.tools)
-        async with aclosing(self.generate_async(model, tokens, params)) as pieces:
+        served, params = await self._routes.choose_async(model), params or SamplingParams()
+        tokens = served.tokenize_prompt(prompt, params.tools)
+        async with aclosing(self._generation.pieces_async(served, tokens, params)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     yield piece.text
 
     async def complete_async(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
         """Returns a whole answer; as `complete`."""
-        params = params or SamplingParams()
-        tokens = self._served[model].tokenize_prompt(prompt, params.tools)
-        return gather([piece async for piece in self.generate_async(model, tokens, params)])
+        served, params = await self._routes.choose_async(model), params or SamplingParams()
+        tokens = served.tokenize_prompt(prompt, params.tools)
+        return gather([piece async for piece in self._generation.pieces_async(served, tokens, params)])
 
     def generate_async(self, model: str, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Piece, None]:
         """Yields the answer to a prompt of tokens, as `pieces`. Closing the generator cancels the request."""
@@ -296,14 +312,14 @@ class Runtime:
             RequestError: if the request is not taken, e.g. a text is longer than the model's sequence.
             ExecutionError: if it fails.
         """
-        listed = [texts] if isinstance(texts, str) else texts
-        tokens = [self.tokenize(model, text) for text in listed]
-        return self._encoding.embed(self._served[model], tokens).vectors
+        served, listed = self._routes.choose(model), [texts] if isinstance(texts, str) else texts
+        return self._encoding.embed(served, [served.tokenize(text) for text in listed]).vectors
 
     async def embed_async(self, model: str, inputs: Sequence[Sequence[int]] | Sequence[str]) -> EmbedResult:
         """Returns one vector for each text or list of tokens, and the usage; as `embed`."""
-        tokens = [self.tokenize(model, item) if isinstance(item, str) else item for item in inputs]
-        return await self._encoding.embed_async(self._served[model], tokens)
+        served = await self._routes.choose_async(model)
+        tokens = [served.tokenize(item) if isinstance(item, str) else item for item in inputs]
+        return await self._encoding.embed_async(served, tokens)
 
     # Labels and scores
 
@@ -317,26 +333,30 @@ class Runtime:
             RequestError: if the request is not taken, e.g. a pair is longer than the model's sequence.
             ExecutionError: if it fails.
         """
-        listed = [inputs] if isinstance(inputs, str) else inputs
-        return self._encoding.classify(self._served[model], [self._sequence(model, item) for item in listed])
+        return self._classify(self._routes.choose(model), [inputs] if isinstance(inputs, str) else inputs)
 
     async def classify_async(self, model: str, inputs: Sequence[TextOrPair | list[int]]) -> ClassifyResult:
         """Returns the probabilities for texts, pairs or lists of tokens; as `classify`."""
-        tokens = [item if isinstance(item, list) else self._sequence(model, item) for item in inputs]
-        return await self._encoding.classify_async(self._served[model], tokens)
+        return await self._classify_async(await self._routes.choose_async(model), inputs)
 
     def score(self, model: str, query: str, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
         """Returns how well each text answers a query, f32 [texts] between 0 and 1; errors as for `classify`."""
-        check_scores(self._served[model])
-        return self.classify(model, [(query, text) for text in texts]).probabilities[:, 0]
+        served = self._routes.choose(model)
+        check_scores(served)
+        return self._classify(served, [(query, text) for text in texts]).probabilities[:, 0]
 
     async def score_async(self, model: str, query: str, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
         """Returns how well each text answers a query; as `score`."""
-        check_scores(self._served[model])
-        return (await self.classify_async(model, [(query, text) for text in texts])).probabilities[:, 0]
+        served = await self._routes.choose_async(model)
+        check_scores(served)
+        return (await self._classify_async(served, [(query, text) for text in texts])).probabilities[:, 0]
 
-    def _sequence(self, model: str, item: TextOrPair) -> list[int]:
-        return self.tokenize(model, item) if isinstance(item, str) else self.tokenize_pair(model, *item)
+    def _classify(self, served: Served, inputs: Sequence[TextOrPair]) -> ClassifyResult:
+        return self._encoding.classify(served, [served.tokenize_input(item) for item in inputs])
+
+    async def _classify_async(self, served: Served, inputs: Sequence[TextOrPair | list[int]]) -> ClassifyResult:
+        tokens = [item if isinstance(item, list) else served.tokenize_input(item) for item in inputs]
+        return await self._encoding.classify_async(served, tokens)
 
     def _status(self, served: Served) -> ModelStatus:
         entry = served.entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from ...compiler.bundle.manifest import ModelEntry
+from ...compiler.bundle.manifest import ModelEntry, Route
 from ...compiler.bundle.reader import Bundle
 from ...errors import InvalidRequestError, ModelNotFoundError
 from ...models.config import EncoderConfig
@@ -57,6 +57,10 @@ class Served:
     def tokenize(self, text: str) -> list[int]:
         """Returns the tokens of a text, with those that the model wants before and after it."""
         return self.tokenizer.encode(text, add_special_tokens=True)
+
+    def tokenize_input(self, item: TextOrPair) -> list[int]:
+        """Returns the tokens of a text, or of two in one sequence with the special tokens around and between them."""
+        return self.tokenize(item) if isinstance(item, str) else self.tokenizer.encode_pair(*item)
 
     def tokenize_prompt(self, prompt: Prompt, tools: ToolUse | None = None) -> Sequence[int]:
         """Returns the tokens of a prompt of any kind; a conversation's offers the tools."""
@@ -147,12 +151,18 @@ class ServedModels:
     Args:
         bundle: Opened.
         entries: Its models, with the bytes that they take on this machine.
+        routes: Names that lead to several models.
         tool_formats: How models write tool calls, where that is not for their templates to say.
     """
 
     def __init__(
-        self, bundle: Bundle, entries: Sequence[ModelEntry], tool_formats: Mapping[str, ToolFormat] | None = None
+        self,
+        bundle: Bundle,
+        entries: Sequence[ModelEntry],
+        routes: Mapping[str, Route],
+        tool_formats: Mapping[str, ToolFormat] | None = None,
     ) -> None:
+        self._routes = routes
         self._names = {name: entry.name for entry in entries for name in (entry.name, *entry.aliases)}
         forms = {self._names.get(name, name): form for name, form in (tool_formats or {}).items()}
         self._served = {entry.name: Served(bundle, entry, forms.get(entry.name)) for entry in entries}
@@ -172,6 +182,11 @@ class ServedModels:
         """
         if name not in self._names:
             known = ", ".join(self._served)
+            if name in self._routes:
+                models = ", ".join(self._routes[name].models)
+                raise ModelNotFoundError(
+                    f"{name!r} is a route, no model; name one of its models: {models}", param="model"
+                )
             raise ModelNotFoundError(f"model {name!r} is not in this bundle; it has {known}", param="model")
         return self._names[name]
 

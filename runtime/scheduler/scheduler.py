@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from ...compiler.bundle.manifest import ModelEntry, TierBudget
+from ...compiler.bundle.manifest import ModelEntry, Route, TierBudget
 from ...compiler.target import Link
 from ..events import (
     CHUNK_BYTES,
@@ -23,6 +24,8 @@ from ..events import (
     LoadBlocks,
     Reply,
     Request,
+    Routed,
+    RouteWork,
     SaveBlocks,
     SetTimer,
     StepDone,
@@ -38,8 +41,10 @@ from ..jobs import EmbedJob, GenerateJob, LoadJob, UnloadJob, job_of
 from ..model_queue import ModelQueue
 from ..request import FinishReason
 from ..residency import ResidencyManager
+from ..routing import Router
 from .admission import Admission
 from .copies import BlockCopies
+from .costs import StateCosts
 from .loads import Loads
 from .moves import Moves
 from .prefixes import index_blocks
@@ -60,6 +65,7 @@ class Scheduler:
         decode_steps: Most tokens that one decode action draws for each sequence.
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; None: as the programs have.
         workflows: Cycles of models that are asked for one after the other, by name or alias.
+        routes: Names for models that can stand for each other.
         links: Of the target, for what a model costs to come back; None: bytes alone count.
         chunk_bytes: Of transfers.
         kv_bytes_per_s: Rate at which KV blocks are copied to ddr and back; None: they never are.
@@ -79,6 +85,7 @@ class Scheduler:
         prefill_tokens: int | None = None,
         kv_bytes_per_s: float | None = None,
         workflows: Iterable[Sequence[str]] = (),
+        routes: Mapping[str, Route] | None = None,
         links: Mapping[str, Link] | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
@@ -90,6 +97,8 @@ class Scheduler:
         self._copies = BlockCopies(self._state)
         self.foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
         self._moves = Moves(self._state, self._copies, self.foresight, chunk_bytes=chunk_bytes)
+        self._router = Router(models, routes or {})
+        self._costs = StateCosts(self._state, self.foresight)
         self._loads = Loads(self._state, self._copies, self._moves)
         self._admission = Admission(self._state)
         self._steps = StepPlanner(self._state, self._copies, decode_steps=decode_steps, prefill_tokens=prefill_tokens)
@@ -144,6 +153,13 @@ class Scheduler:
         return actions
 
     def _arrive(self, request: Request, now: float) -> Iterator[Action]:
+        model = self._router.route(request, self.residency, self._costs)
+        if isinstance(request.work, RouteWork):
+            yield Routed(request.id, model)
+            return
+        if model != request.model:
+            yield Routed(request.id, model)
+            request = replace(request, model=model)
         job = job_of(request, (request.priority, self._state.next_id()), now)
         self._state.jobs[request.id] = job
         if isinstance(job, LoadJob | UnloadJob):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from ..request import ModelStatus
-from .engine import engine_of, find_model
+from ..request import ModelStatus, RouteStatus
+from .engine import engine_of, find_model, find_route
 from .errors import ErrorBody, ErrorObject, error_response
-from .responses import ModelBytes, ModelItem, ModelList
+from .responses import ModelBytes, ModelItem, ModelList, RouteItem
 
 __all__ = ["model_item", "router"]
 
@@ -16,14 +16,18 @@ router = APIRouter()
 
 @router.get("/v1/models", tags=["models"])
 async def list_models(request: Request) -> ModelList:
-    """Lists the models of the bundle, where each is now and what it takes."""
-    created = request.app.state.created
-    return ModelList(data=[model_item(status, created) for status in engine_of(request).models()])
+    """Lists the models of the bundle, where each is now and what it takes; then the routes to several of them."""
+    created, engine = request.app.state.created, engine_of(request)
+    models = [model_item(status, created) for status in engine.models()]
+    return ModelList(data=[*models, *(_route_item(status, created) for status in engine.routes())])
 
 
 @router.get("/v1/models/{model:path}", tags=["models"])
-async def retrieve_model(model: str, request: Request) -> ModelItem:
-    """Returns one model, by name or alias."""
+async def retrieve_model(model: str, request: Request) -> ModelItem | RouteItem:
+    """Returns one model, by name or alias, or a route."""
+    route = find_route(engine_of(request), model)
+    if route is not None:
+        return _route_item(route, request.app.state.created)
     return model_item(find_model(engine_of(request), model), request.app.state.created)
 
 
@@ -64,4 +68,18 @@ def model_item(status: ModelStatus, created: int) -> ModelItem:
         bytes=ModelBytes(weights=status.weights_bytes, kv=status.kv_bytes, workspace=status.workspace_bytes),
         aliases=list(status.aliases),
         pin=status.pin,
+    )
+
+
+def _route_item(status: RouteStatus, created: int) -> RouteItem:
+    return RouteItem(
+        id=status.name,
+        created=created,
+        owned_by="plait",
+        context_length=status.context_length,
+        max_completion_tokens=status.max_completion_tokens,
+        capabilities=list(status.capabilities),
+        residency=status.residency,
+        models=list(status.models),
+        policy=status.policy,
     )

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import JsonValue
 
 from ..request import Usage as EngineUsage
-from .engine import engine_of, require_capability
+from .engine import choose_model, engine_of
 from .generation import Answering, answer, collect, of_key, total_usage
 from .requests import ChatRequest
 from .responses import (
@@ -37,7 +37,7 @@ router = APIRouter(tags=["generation"])
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answers a conversation, at once or as it is generated (`stream`)."""
     engine = engine_of(request)
-    model = require_capability(engine, body.model, "chat").name
+    model = await choose_model(engine, body.model, "chat")
     params = of_key(body.sampling(), request)
     prompt = await asyncio.to_thread(engine.chat_prompt, model, body.conversation(), params.tools)
     answering = answer(engine, model, [prompt], params, num_choices=body.num_choices, param="messages")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from ...errors import ContextLengthError
 from ..request import ClassifyResult
 from .completions import token_lists
-from .engine import Engine, engine_of, require_capability
+from .engine import Engine, choose_model, engine_of
 from .requests import ClassifyRequest, RerankRequest, ScoreRequest
 from .responses import (
     Classification,
@@ -35,7 +35,7 @@ router = APIRouter(tags=["classification"])
 async def create_classification(body: ClassifyRequest, request: Request) -> Response:
     """Returns the probability of each of a model's labels for each text."""
     engine = engine_of(request)
-    model = require_capability(engine, body.model, "classification", "score").name
+    model = await choose_model(engine, body.model, "classification", "score")
     inputs = await asyncio.to_thread(token_lists, engine, model, body.inputs())
     result = await _classify(request, model, inputs, param="input")
     labels = list(result.labels)
@@ -54,7 +54,7 @@ async def create_classification(body: ClassifyRequest, request: Request) -> Resp
 async def create_score(body: ScoreRequest, request: Request) -> Response:
     """Returns how well the second text of each pair answers the first."""
     engine = engine_of(request)
-    model = require_capability(engine, body.model, "score").name
+    model = await choose_model(engine, body.model, "score")
     pairs = await asyncio.to_thread(_pair_tokens, engine, model, body.pairs())
     result = await _classify(request, model, pairs, param="text_2")
     items = [Score(index=index, score=score) for index, score in enumerate(result.probabilities[:, 0].tolist())]
@@ -68,7 +68,7 @@ async def create_score(body: ScoreRequest, request: Request) -> Response:
 async def create_ranking(body: RerankRequest, request: Request) -> Response:
     """Returns the documents that answer a query best, the most relevant first."""
     engine = engine_of(request)
-    model = require_capability(engine, body.model, "score").name
+    model = await choose_model(engine, body.model, "score")
     texts = body.texts()
     pairs = await asyncio.to_thread(_pair_tokens, engine, model, [(body.query, text) for text in texts])
     result = await _classify(request, model, pairs, param="documents")

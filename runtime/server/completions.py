@@ -10,7 +10,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 
 from ..request import Usage as EngineUsage
-from .engine import Engine, engine_of, require_capability
+from .engine import Engine, choose_model, engine_of
 from .generation import Answering, answer, collect, of_key, total_usage
 from .requests import CompletionRequest
 from .responses import (
@@ -35,7 +35,7 @@ router = APIRouter(tags=["generation"])
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continues one or several texts, at once or as they are generated (`stream`)."""
     engine = engine_of(request)
-    model = require_capability(engine, body.model, "completion").name
+    model = await choose_model(engine, body.model, "completion")
     prompts = await asyncio.to_thread(token_lists, engine, model, body.prompts())
     params = of_key(body.sampling(), request)
     answering = answer(engine, model, prompts, params, num_choices=body.num_choices, param="prompt")

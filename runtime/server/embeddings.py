@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ...errors import ContextLengthError
 from ..request import EmbedResult
 from .completions import token_lists
-from .engine import engine_of, require_capability
+from .engine import choose_model, engine_of
 from .requests import EmbeddingRequest
 from .responses import EmbeddingItem, EmbeddingList, EmbeddingUsage
 from .sse import unless_disconnected
@@ -26,7 +26,7 @@ router = APIRouter(tags=["embeddings"])
 async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """Returns a vector for each text, as numbers or as base64 of little-endian f32."""
     engine = engine_of(request)
-    model = require_capability(engine, body.model, "embedding", "sparse_embedding").name
+    model = await choose_model(engine, body.model, "embedding", "sparse_embedding")
     inputs = await asyncio.to_thread(token_lists, engine, model, body.inputs())
     try:
         result = await unless_disconnected(request.receive, _embed(request, model, inputs))

@@ -9,9 +9,9 @@ from fastapi import Request
 
 from ...errors import InvalidRequestError, ModelNotFoundError
 from ..metrics import Metrics
-from ..request import ClassifyResult, EmbedResult, ModelStatus, Piece, SamplingParams, ToolUse
+from ..request import ClassifyResult, EmbedResult, ModelStatus, Piece, RouteStatus, SamplingParams, ToolUse
 
-__all__ = ["Engine", "engine_of", "find_model", "require_capability"]
+__all__ = ["Engine", "choose_model", "engine_of", "find_model", "find_route"]
 
 
 class Engine(Protocol):
@@ -33,6 +33,18 @@ class Engine(Protocol):
 
     def resolve(self, name: str) -> str:
         """Returns the canonical name for a name or alias.
+
+        Raises:
+            ModelNotFoundError: if there is none.
+        """
+        ...
+
+    def routes(self) -> tuple[RouteStatus, ...]:
+        """Returns every name for models that can stand for each other."""
+        ...
+
+    async def route_async(self, name: str) -> str:
+        """Returns the canonical name of the model that answers to a name, alias or route now.
 
         Raises:
             ModelNotFoundError: if there is none.
@@ -122,16 +134,21 @@ def find_model(engine: Engine, name: str) -> ModelStatus:
     raise ModelNotFoundError(f"model {name!r} has left the bundle {engine.name!r}", param="model")
 
 
-def require_capability(engine: Engine, name: str, *capabilities: str) -> ModelStatus:
-    """Returns a model that can do one of the given things.
+def find_route(engine: Engine, name: str) -> RouteStatus | None:
+    """Returns the route of a name, if it is one."""
+    return next((route for route in engine.routes() if route.name == name), None)
+
+
+async def choose_model(engine: Engine, name: str, *capabilities: str) -> str:
+    """Returns the canonical name of the model that answers to a name, alias or route, and can do one of some things.
 
     Raises:
         ModelNotFoundError: if there is no such model.
         InvalidRequestError: if it can do none of them; the message names models that can.
     """
-    status = find_model(engine, name)
+    status = find_route(engine, name) or find_model(engine, name)
     if set(capabilities) & set(status.capabilities):
-        return status
+        return await engine.route_async(name)
     able = [other.name for other in engine.models() if set(capabilities) & set(other.capabilities)]
     raise InvalidRequestError(
         f"model {name!r} cannot do this: it has {', '.join(status.capabilities) or 'no capability'}, this endpoint "

@@ -39,6 +39,7 @@ __all__ = [
     "Ranked",
     "RankedDocument",
     "Ranking",
+    "RouteItem",
     "Score",
     "ScoreList",
     "Usage",
@@ -462,8 +463,23 @@ class ModelItem(BaseModel):
     pin: str | None
 
 
+class RouteItem(BaseModel):
+    """A name for models that can stand for each other; an answer's `model` says which one it was."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    context_length: int
+    max_completion_tokens: int
+    capabilities: list[str]
+    residency: Residency
+    models: list[str]
+    policy: str
+
+
 class ModelList(BaseModel):
     """Body of GET /v1/models."""
 
     object: Literal["list"] = "list"
-    data: list[ModelItem]
+    data: list[ModelItem | RouteItem]

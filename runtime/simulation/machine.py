@@ -6,11 +6,11 @@ scheduled. Nothing of the bundle's files but the manifest is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ...compiler.bundle.manifest import Manifest, ModelEntry, TierBudget
+from ...compiler.bundle.manifest import Manifest, ModelEntry, Route, TierBudget
 from ...compiler.target import Target
 from ..events import Step
 from .costs import StepCost, measured_costs
@@ -32,6 +32,7 @@ class Machine:
     step_watts: StepPower | None  # None: the target says nothing of power
     source: str  # of the costs, for people
     workflows: tuple[tuple[str, ...], ...] = ()  # models that are asked for one after the other
+    routes: Mapping[str, Route] = field(default_factory=dict[str, Route])  # names for models that can stand for others
 
     @property
     def idle_watts(self) -> float | None:
@@ -59,5 +60,6 @@ def machine_of_bundle(manifest: Manifest, target: Target | None, budget: TierBud
         step_cost=measured_costs(manifest.models, chosen),
         step_watts=None if power is None else lambda step: power.peak_watts * chosen.num_devices,
         workflows=tuple(manifest.workflows.values()),
+        routes=manifest.routes,
         source="steps as calibrated" if calibrated else "steps as measured when the bundle was made, the host's not",
     )

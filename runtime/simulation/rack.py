@@ -85,6 +85,7 @@ def machine_of_plan(plan: RackPlan, *, target: Target | None = None, budget: Tie
         step_watts=(lambda step: of_copy[step.model].watts(step)) if has_power else None,
         source="steps as planned",
         workflows=tuple(each for each in plan.workflows.values() if set(each) <= set(of_copy)),  # none of copies
+        routes={name: route for name, route in plan.routes.items() if set(route.models) <= set(of_copy)},
     )
 
 

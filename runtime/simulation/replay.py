@@ -29,6 +29,7 @@ from ..events import (
     Prefill,
     Reply,
     Request,
+    Routed,
     Sampling,
     SaveBlocks,
     Step,
@@ -102,7 +103,7 @@ def replay(
 
     Args:
         machine: Where.
-        asked: The trace, in the order of time, of models of the machine by name or alias.
+        asked: The trace, in the order of time, of models of the machine by name, alias or route.
         decode_steps: Most tokens of an answer between two decisions of the scheduler; a server decides after each.
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; as the programs by default.
         queue_timeout_seconds: How long a request may wait for its first step; for ever by default.
@@ -123,6 +124,7 @@ def replay(
         prefill_tokens=prefill_tokens,
         kv_bytes_per_s=machine.target.link("ddr", "hbm").bandwidth_bytes_per_s if is_tiered else None,
         workflows=machine.workflows,
+        routes=machine.routes,
         links=machine.target.links,
     )
     executor = SimExecutor(machine.models, machine.target, draw=_TOKEN, step_cost=machine.step_cost)
@@ -145,7 +147,9 @@ class _Replay:
         self._executor = executor
         self._also = observe
         self._progress = progress
-        self._models = {name: entry for entry in machine.models for name in (entry.name, *entry.aliases)}
+        self._models = {name: [entry] for entry in machine.models for name in (entry.name, *entry.aliases)}
+        for name, route in machine.routes.items():
+            self._models[name] = [entry for model in route.models for entry in self._models[model]]
         self._request_seconds = serving_of(machine.target).request_seconds
         self._simulation = Simulation(scheduler, executor, self._see)
         self._begin = 0.0  # of the trace
@@ -188,13 +192,13 @@ class _Replay:
     def _send_next(self) -> None:
         """Sends the trace's next request that can be answered at all; one more comes when it has arrived."""
         for asked in self._coming:
-            entry = self._models[asked.model]
-            if _is_too_long(entry, asked):
+            entries = self._models[asked.model]
+            if any(_is_too_long(entry, asked) for entry in entries):
                 refused = Answer(0.0, "HTTP 400 context_length_exceeded")
                 self._finish(asked, refused)
                 continue
             request_id = next(self._ids)
-            request = Request(request_id, entry.name, _work(entry, asked, request_id))
+            request = Request(request_id, asked.model, _work(entries[0], asked, request_id))
             self._clients[request_id] = _Client(asked, asked.input_tokens)
             self._simulation.send(self._begin + asked.seconds + self._request_seconds, Arrival(request))
             return
@@ -217,8 +221,10 @@ class _Replay:
             case StepDone() | StepFailed():
                 self._end_step(item, now)
             case Arrival(request):
-                self._found.arrivals[self._scheduler.residency.residency(request.model)] += 1
+                self._arrive(request.model)
                 self._send_next()
+            case Routed(_, model):
+                self._arrive(model)
             case Transfer():
                 self._transfer = item
                 way = item.source, item.destination
@@ -232,6 +238,11 @@ class _Replay:
                 self._found.moved_kv_bytes["hbm", "ddr"] += item.num_bytes
             case LoadBlocks():
                 self._found.moved_kv_bytes["ddr", "hbm"] += item.num_bytes
+
+    def _arrive(self, name: str) -> None:
+        """Counts a request that has come for a model, once it is known for which one."""
+        if name in self._scheduler.queues:
+            self._found.arrivals[self._scheduler.residency.residency(name)] += 1
 
     def _begin_step(self, step: Step) -> None:
         if isinstance(step, Decode):

@@ -44,8 +44,28 @@ def test_a_bundle_beyond_its_budget_is_made_with_a_warning(plait, bundle_file: P
         ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert, mesh: {x: 99, y: 99}}}", "a mesh of 9801 devices is more"),
         ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert, mesh: {pipeline: 9}}}", "9 devices are needed"),
         ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert, mesh: {pipeline: 7}}}", "does not make 7 pipeline stages"),
+        ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert}}\nroutes: {r: {models: [b]}}", "'b' is no model of"),
+        ("bundle: x\ntarget: cpu\nmodels: {a: {source: bert}}\nroutes: {a: {models: [a]}}", "a model and a route"),
+        (
+            "bundle: x\ntarget: cpu\nmodels: {a: {source: bert}}\nroutes: {r: {models: [a], policy: any}}",
+            "routes.r.policy: Input should be 'cheapest'",
+        ),
     ],
-    ids=["YAML", "field", "target", "source", "bytes", "limits", "axis", "devices", "this machine", "stages"],
+    ids=[
+        "YAML",
+        "field",
+        "target",
+        "source",
+        "bytes",
+        "limits",
+        "axis",
+        "devices",
+        "this machine",
+        "stages",
+        "route",
+        "route of a name",
+        "policy",
+    ],
 )
 def test_a_wrong_bundle_file_is_one_line_and_leaves_nothing(plait, bundle_file: Path, text: str, says: str) -> None:
     bundle_file.write_text(text)

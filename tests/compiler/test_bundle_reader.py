@@ -87,14 +87,23 @@ def test_file_is_no_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path / "file")
 
 
+def test_a_manifest_of_the_format_before_is_read(bundle_path: Path) -> None:
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    del manifest["routes"]
+    (bundle_path / "manifest.json").write_text(json.dumps({**manifest, "version": 4}))
+    assert open_bundle(bundle_path).manifest.routes == {}
+
+
 @pytest.mark.parametrize(
-    ("difference", "remedy"), [(1, "upgrade plait"), (-1, "bundle its models again")], ids=["newer", "older"]
+    ("difference", "remedy"), [(1, "upgrade plait"), (-2, "bundle its models again")], ids=["newer", "older"]
 )
 def test_another_format_says_what_to_do(bundle_path: Path, difference: int, remedy: str) -> None:
     manifest = json.loads((bundle_path / "manifest.json").read_text())
     version = FORMAT_VERSION + difference
     (bundle_path / "manifest.json").write_text(json.dumps({**manifest, "version": version, "new_field": 1}))
-    with pytest.raises(BundleVersionError, match=f"version {version}, this plait reads {FORMAT_VERSION}; {remedy}"):
+    with pytest.raises(
+        BundleVersionError, match=f"version {version}, this plait reads 4 to {FORMAT_VERSION}; {remedy}"
+    ):
         open_bundle(bundle_path)
 
 
@@ -381,6 +390,18 @@ def test_impossible_model_is_refused(bundle_path: Path, model, message: str) -> 
         ({"budget": {"hbm": -1, "ddr": 0}}, "budget.hbm"),
         ({"budget": {"hbm": 1, "ddr": -1}}, "budget.ddr"),
         ({"budget": {"hbm": "1", "ddr": 1}}, "budget.hbm"),
+        (
+            {"routes": {"any": {"models": ["chta"]}}},
+            "route names 'chta', which is no model; known: chat, chat-alias, embed",
+        ),
+        (
+            {"routes": {"chat-alias": {"models": ["chat"]}}},
+            "has the model name, alias or route 'chat-alias' 2 times",
+        ),
+        (
+            {"routes": {"any": {"models": ["chat-alias", "embed"]}}},
+            "the models of route 'any' have nothing in common that they can do: chat",
+        ),
         (
             {"workflows": {"answer": ["chta"]}},
             "workflow names 'chta', which is no model; known: chat, chat-alias, embed",

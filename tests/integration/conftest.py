@@ -19,6 +19,7 @@ from plait.runtime.request import (
     FinishReason,
     ModelStatus,
     Piece,
+    RouteStatus,
     SamplingParams,
     ToolCallDelta,
     ToolUse,
@@ -81,6 +82,12 @@ class EchoEngine:
             if name in (status.name, *status.aliases):
                 return status.name
         raise ModelNotFoundError(f"no model {name!r}; there are: chat, embed", param="model")
+
+    def routes(self) -> tuple[RouteStatus, ...]:
+        return (RouteStatus("any", ("chat",), "cheapest", ("chat",), "hot", CONTEXT_TOKENS, CONTEXT_TOKENS - 1),)
+
+    async def route_async(self, name: str) -> str:
+        return "chat" if name == "any" else self.resolve(name)
 
     def chat_prompt(
         self, model: str, messages: Sequence[Mapping[str, object]], tools: ToolUse | None = None

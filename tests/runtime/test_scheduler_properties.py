@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import BLOCK_TOKENS, SEQUENCE, answer_of, decoder, embed, encoder, generate, load, run, unload
 from virtual_machine import verify
 
-from plait.compiler.bundle.manifest import ModelEntry, TierBudget
+from plait.compiler.bundle.manifest import ModelEntry, Route, TierBudget
 from plait.runtime.events import (
     CopyBlocks,
     Decode,
@@ -26,6 +26,7 @@ from plait.runtime.events import (
 
 MIN_BLOCKS = SEQUENCE // BLOCK_TOKENS
 BEGINNINGS = ((1,) * 15, (*(1,) * 9, *(2,) * 6), tuple(range(1, 16)))
+ANY_DECODER = "any"  # a route
 BATCHING = partial(decoder, prefill_batch=2)
 
 
@@ -99,7 +100,7 @@ def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Requ
     used = length if isinstance(prompt, int) else len(prompt)
     return generate(
         request_id,
-        model.name,
+        draw(st.sampled_from([model.name] * 5 + [ANY_DECODER])),
         prompt=prompt,
         max_tokens=draw(st.integers(1, SEQUENCE - used)),
         seed=draw(st.integers(0, 9)),
@@ -107,6 +108,11 @@ def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Requ
         salt=draw(st.sampled_from(["", "", "", "other"])),
         client=draw(st.sampled_from(["", "", "a", "b"])),
     )
+
+
+def routes_of(models: list[ModelEntry]) -> dict[str, Route]:
+    decoders = tuple(model.name for model in models if model.kv is not None)
+    return {ANY_DECODER: Route(decoders)} if decoders else {}
 
 
 @st.composite
@@ -150,6 +156,7 @@ def play(scenario: Scenario):
         prefill_tokens=scenario.prefill_tokens,
         kv_bytes_per_s=scenario.kv_bytes_per_s,
         workflows=scenario.workflows,
+        routes=routes_of(scenario.models),
         is_broken=lambda work: (work.transfer_id if isinstance(work, Transfer) else work.step_id) in scenario.broken,
     )
 
@@ -163,7 +170,8 @@ def test_every_rule_is_kept_and_every_request_ends(scenario: Scenario):
     event("recomputes" if _num_restarts(steps) else "computes once")
     for kind in (CopyBlocks, SaveBlocks, LoadBlocks, DropBlocks):
         event(f"{kind.__name__}: {any(isinstance(record.item, kind) for record in records)}")
-    verify(records, scenario.models, scenario.budget, answer_of)
+    routes = {name: route.models for name, route in routes_of(scenario.models).items()}
+    verify(records, scenario.models, scenario.budget, answer_of, routes)
 
 
 def _num_restarts(steps: list[Prefill | Decode | Embed]) -> int:

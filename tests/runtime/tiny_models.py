@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait.compiler.bundle.manifest import KVPlan, ModelEntry, ProgramEntry, StageProgram, TierBudget
+from plait.compiler.bundle.manifest import KVPlan, ModelEntry, ProgramEntry, Route, StageProgram, TierBudget
 from plait.compiler.configuration import Configuration
 from plait.compiler.target import Compute, Link, Target, Tier
 from plait.runtime.events import EmbedWork, GenerateWork, LoadWork, Request, Sampling, UnloadWork
@@ -162,6 +162,7 @@ def run(
     prefill_tokens: int | None = None,
     kv_bytes_per_s: float | None = None,
     workflows: tuple[tuple[str, ...], ...] = (),
+    routes: dict[str, Route] | None = None,
     chunk_bytes: int = 200,
     draw_token=draw,
     is_broken=lambda _: False,
@@ -176,6 +177,7 @@ def run(
         prefill_tokens=prefill_tokens,
         kv_bytes_per_s=kv_bytes_per_s,
         workflows=workflows,
+        routes=routes,
         links=target(tiered=tiered).links,
         chunk_bytes=chunk_bytes,
     )

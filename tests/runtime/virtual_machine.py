@@ -7,6 +7,7 @@ knows only the manifest's numbers, the events and the actions.
 - Transfers: one at a time, from a tier that has the model to one that hasn't, for somebody who waits. Only one that
   nobody waits for is told to end early, once, and for somebody who waits for another model.
 - Evictions: never of a pinned or busy model, nor of one that a transfer reads from.
+- Routes: a request by a route's name goes to one of its models at once, and to no model that is not hot while one is.
 - Loads are answered when their model is hot; unloads when it is gone, after all that was asked of it before, and before
   anything that was asked later begins.
 - Steps: one at a time, of a hot model, within the shapes of one of its programs.
@@ -21,8 +22,8 @@ knows only the manifest's numbers, the events and the actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from plait.compiler.bundle.manifest import ModelEntry, TierBudget
 from plait.runtime.events import (
@@ -42,6 +43,8 @@ from plait.runtime.events import (
     Prefill,
     Reply,
     Request,
+    Routed,
+    RouteWork,
     SaveBlocks,
     SequenceEntry,
     StepDone,
@@ -90,10 +93,18 @@ class Client:
 class VirtualMachine:
     """Carries a record out again. `see` each item in order, then `finish`."""
 
-    def __init__(self, models: Sequence[ModelEntry], budget: TierBudget, answer: Answer) -> None:
+    def __init__(
+        self,
+        models: Sequence[ModelEntry],
+        budget: TierBudget,
+        answer: Answer,
+        routes: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.models = {model.name: model for model in models}
         self.budget = {"hbm": budget.hbm, "ddr": budget.ddr}
         self.answer = answer
+        self.routes = {alias: [model.name] for model in models for alias in model.aliases} | dict(routes or {})
+        self.unrouted: Request | None = None  # has come and must be routed next
         self.tiers: dict[str, set[str]] = {"disk": set(self.models), "ddr": set(), "hbm": set()}
         self.cache: dict[str, dict[tuple[int, int], int]] = {name: {} for name in self.models}  # histories by place
         self.histories: dict[tuple[int | str, int], int] = {}  # ids by (history before or salt, token)
@@ -111,11 +122,12 @@ class VirtualMachine:
         """Takes the next event or action in."""
         item = record.item
         self._pass_time(record.at_seconds)
+        assert self.unrouted is None or isinstance(item, Routed), f"{self.unrouted} is not routed"
         may_follow = isinstance(item, Evict | Transfer | DropBlocks)
         assert not self.leaving or may_follow, f"{self.leaving} evicted for nothing"
         match item:
-            case Arrival(request):
-                self._arrive(request, record.at_seconds)
+            case Arrival() | Routed():
+                self._come(item, record.at_seconds)
             case Cancel(request_id):
                 self.clients[request_id].is_gone = True
             case Transfer():
@@ -439,6 +451,9 @@ class VirtualMachine:
 
     def _arrive(self, request: Request, now: float) -> None:
         assert request.id not in self.clients
+        if request.model in self.routes or isinstance(request.work, RouteWork):
+            self.unrouted = request
+            return
         self.clients[request.id] = Client(request, now, len(self.clients))
         kv = self.models[request.model].kv
         if kv is None:
@@ -447,6 +462,23 @@ class VirtualMachine:
         demand = sum(-(-(len(c.prompt) + _max_tokens(c)) // kv.block_tokens) for c in rivals)
         for client in rivals:
             client.was_short |= demand > kv.num_blocks
+
+    def _come(self, item: Arrival | Routed, now: float) -> None:
+        if isinstance(item, Arrival):
+            self._arrive(item.request, now)
+        else:
+            self._route(item, now)
+
+    def _route(self, routed: Routed, now: float) -> None:
+        request, self.unrouted = self.unrouted, None
+        assert request is not None, f"{routed} of nothing"
+        assert request.id == routed.request_id
+        models = self.routes.get(request.model, [request.model])
+        assert routed.model in models, f"{request} goes to {routed.model}"
+        hot = self.tiers["hbm"].intersection(models)
+        assert not hot or routed.model in hot, f"{request} goes to {routed.model}, while {hot} are hot"
+        if not isinstance(request.work, RouteWork):
+            self._arrive(replace(request, model=routed.model), now)
 
     def _reply(self, reply: Reply) -> None:
         client = self.clients[reply.request_id]
@@ -505,13 +537,19 @@ def _max_tokens(client: Client) -> int:
     return client.request.work.max_tokens
 
 
-def verify(records: Sequence[Record], models: Sequence[ModelEntry], budget: TierBudget, answer: Answer) -> None:
+def verify(
+    records: Sequence[Record],
+    models: Sequence[ModelEntry],
+    budget: TierBudget,
+    answer: Answer,
+    routes: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Checks a record against every rule above.
 
     Raises:
         AssertionError: naming the rule that is broken, and by what.
     """
-    machine = VirtualMachine(models, budget, answer)
+    machine = VirtualMachine(models, budget, answer, routes)
     for record in records:
         machine.see(record)
     machine.finish()

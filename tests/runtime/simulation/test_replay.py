@@ -11,7 +11,7 @@ import pytest
 from tiny_models import SEQUENCE, decoder, encoder, target
 from virtual_machine import verify
 
-from plait.compiler.bundle.manifest import TierBudget
+from plait.compiler.bundle.manifest import Route, TierBudget
 from plait.compiler.target import Link, Power, Serving
 from plait.runtime.bench.arrivals import Arrival as Asked
 from plait.runtime.bench.measures import Bound
@@ -125,3 +125,15 @@ def test_who_waits_too_long_has_failed() -> None:
     asked = [Asked(0.0, "a", 8, 8), Asked(0.01, "b", 8, 8)]
     found = replay(machine(), asked, queue_timeout_seconds=0.12)
     assert [outcome.reply.failure for outcome in found.run.outcomes] == ["timeout", None]
+
+
+def test_a_trace_may_name_a_route() -> None:
+    records: list[Record] = []
+    routed = replace(machine(), routes={"any": Route(("a", "b"))})
+    asked = [replace(one, model="any" if one.model == "b" else one.model) for one in trace(3, 60)]
+    found = replay(routed, asked, observe=lambda now, item: records.append(Record(now, item)))
+    verify(records, MODELS, BUDGET, ones, {"any": ("a", "b")})
+    assert not [outcome for outcome in found.run.outcomes if outcome.reply.failure]
+    assert sum(found.arrivals.values()) == 60
+    apart = replay(machine(), trace(3, 60))
+    assert found.transfers["ddr", "hbm"] < apart.transfers["ddr", "hbm"]  # what is hot answers
