@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench oracle clean
+.PHONY: install demo test test-gpu lint bench oracle clean
 
 install: $(STAMP)
 
@@ -20,6 +20,11 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The device tests on a machine with an NVIDIA GPU; elsewhere they are skipped.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[cuda,test]'
+	$(BIN)/python -m pytest tests/integration/test_gpu.py -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

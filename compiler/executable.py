@@ -138,7 +138,7 @@ def compile_program(programs: Sequence[Program], *, num_blocks: int = 0, mesh: M
 
 def _compile(program: Program, num_blocks: int, mesh: Mesh, first_device: int) -> StageExecutable:
     exported = program.exported
-    platform = jax.default_backend()
+    platform = export.default_export_platform()
     if platform not in exported.platforms:
         raise ExecutionError(f"program was exported for {', '.join(exported.platforms)}, this machine runs {platform}")
     if exported.nr_devices != mesh.num_devices:

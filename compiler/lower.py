@@ -38,8 +38,9 @@ from .products import ProductForm
 from .target import Target
 from .trace import Traced
 
-__all__ = ["Program", "lower", "lower_stage", "pool_axes", "pool_layout", "pool_shape"]
+__all__ = ["PLATFORMS", "Program", "lower", "lower_stage", "pool_axes", "pool_layout", "pool_shape"]
 
+PLATFORMS = ("cpu", "cuda")  # that programs are exported for
 _DONATED_POOLS = (2,)
 _CACHE_HEADS_DIM = 2
 _WITH_MORE_PRODUCTS = ("rms_norm", "layer_norm", "rope")  # implementations that compute by products what the op doesn't
@@ -168,7 +169,7 @@ def lower_stage(
             in_specs,
         )
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    exported = export.export(jax.jit(function, donate_argnums=_DONATED_POOLS), platforms=["cpu"])(*arguments)
+    exported = export.export(jax.jit(function, donate_argnums=_DONATED_POOLS), platforms=PLATFORMS)(*arguments)
     return Program(configuration, exported, _DONATED_POOLS, stage.takes, stage.gives)
 
 

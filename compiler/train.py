@@ -29,7 +29,7 @@ from ..models.decoder import Decoder, DecoderLayer
 from ..models.family import ModelFunction, Parameters, build
 from ..models.named_ops import named_op, wide
 from .configuration import Configuration
-from .lower import Program
+from .lower import PLATFORMS, Program
 from .trace import Traced, trace
 
 __all__ = [
@@ -217,5 +217,5 @@ def lower_training(traced: Traced, configuration: Configuration) -> Program:
         return jax.tree.unflatten(traced.out_tree, flat)
 
     donated = (0, 1)
-    exported = export.export(jax.jit(step, donate_argnums=donated), platforms=["cpu"])(*arguments)
+    exported = export.export(jax.jit(step, donate_argnums=donated), platforms=PLATFORMS)(*arguments)
     return Program(configuration, exported, donated)
