@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..compiler.bundle.manifest import ModelEntry
+from ..compiler.configuration import Configuration
 from ..compiler.target import Target
 from .events import (
     Action,
@@ -27,6 +28,7 @@ from .events import (
     Decode,
     Embed,
     Event,
+    Evict,
     GenerateWork,
     LoadBlocks,
     Prefill,
@@ -86,8 +88,10 @@ class SimExecutor:
         self._ends = {entry.name: frozenset(entry.eos_token_ids) for entry in models}
         self.step_cost = step_cost or measured_costs(models, target)
         self._target = target
-        rate = serving_of(target).pool_bytes_per_s
+        self._serving = serving_of(target)
+        rate = self._serving.pool_bytes_per_s
         self._pool_seconds = {e.name: max(s.kv_bytes for s in e.shares) / rate if rate else 0.0 for e in models}
+        self._in_use: set[tuple[str, Configuration]] = set()  # programs that ran since a model came or went
         self._draw = draw
         self._is_broken = is_broken
         self._requests: dict[int, Request] = {}  # whose draws depend on their prompts
@@ -104,6 +108,14 @@ class SimExecutor:
             step: Several decode steps in one action end early with the one during which something else happens.
             within_seconds: When that is.
         """
+        seconds, event = self._run(step, within_seconds)
+        program = step.model, step.configuration
+        if program not in self._in_use:
+            self._in_use.add(program)
+            seconds += self._serving.reading_seconds
+        return seconds, event
+
+    def _run(self, step: Step, within_seconds: float) -> tuple[float, Event]:
         cost = self.step_cost(step)
         if self._is_broken(step):
             return cost.first, StepFailed(step.step_id, f"step {step.step_id} of {step.model} was made to fail")
@@ -116,6 +128,16 @@ class SimExecutor:
                 return cost.first, StepDone(step.step_id, tokens)
             case Embed():
                 return cost.first, StepDone(step.step_id)
+
+    def evict(self) -> float:
+        """Returns how long the engine takes to drop a model."""
+        self._in_use.clear()
+        return self._serving.evict_seconds + self._serving.reading_seconds
+
+    def take_over(self) -> float:
+        """Returns how long the engine takes to begin to use a model that has arrived."""
+        self._in_use.clear()
+        return self._serving.reading_seconds
 
     def copy(self, transfer: Transfer) -> list[tuple[float, Event]]:
         """Returns the events of a transfer, each with the seconds after which it comes."""
@@ -144,8 +166,10 @@ class SimExecutor:
 
     def copy_blocks(self, action: SaveBlocks | LoadBlocks) -> tuple[float, Event]:
         """Returns how many seconds a copy of KV blocks takes, either way, and the event that ends it."""
-        link = self._target.link("ddr", "hbm")
+        link, serving = self._target.link("ddr", "hbm"), self._serving
+        rate = serving.save_bytes_per_s if isinstance(action, SaveBlocks) else serving.load_bytes_per_s
         seconds = link.latency_seconds + action.num_bytes / link.bandwidth_bytes_per_s
+        seconds = max(seconds, action.num_bytes / rate if rate else 0.0)
         if self._is_broken(action):
             return seconds, StepFailed(action.step_id, f"copy {action.step_id} of {action.model} was made to fail")
         return seconds, StepDone(action.step_id)
@@ -208,6 +232,8 @@ class Simulation:
             self.now = max(at, self._free_at)
             if isinstance(event, Arrival):
                 self._executor.expect(event.request)
+            if isinstance(event, TransferDone):
+                self._spend(self._executor.take_over())
             self._observe(self.now, event)
             self._carry_out(self._scheduler.handle(event, self.now))
 
@@ -246,8 +272,16 @@ class Simulation:
                 return [(began + seconds, event)]
             case SetTimer(timer_id, at_seconds):
                 return [(at_seconds, Timer(timer_id))]
+            case Evict():
+                self._spend(self._executor.evict())
+                return []
             case _:
                 return []
+
+    def _spend(self, seconds: float) -> None:
+        """Lets the engine's thread be busy for a while, in the midst of what it does."""
+        self.now += seconds
+        self._free_at = max(self._free_at, self.now)
 
 
 def simulate(

@@ -1,7 +1,9 @@
 """What a bundle's programs take on this machine, run by the executor that serves, one after the other.
 
 Each program runs with its shortest and its longest context on every row of its batch. What the executor does around a
-program (inputs, results, greedy draws) is in its time; scheduling, replies and HTTP are not.
+program (inputs, results, greedy draws) is in its time; scheduling, replies and HTTP are not. Models come and go
+meanwhile, and blocks of their KV pools are copied: what that takes is measured, too. All is measured in several rounds,
+so that a disturbance meets all programs alike, and medians are taken.
 """
 
 from __future__ import annotations
@@ -10,22 +12,38 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
-from ...compiler.bundle.manifest import ModelEntry
+from ...compiler.bundle.manifest import ModelEntry, ProgramEntry
 from ...compiler.bundle.reader import Bundle
 from ...compiler.configuration import Configuration
 from ...compiler.target import ProgramSeconds, Target
-from ..events import Decode, Embed, EmbedEntry, Evict, Prefill, Sampling, SequenceEntry, Step, TierName, Transfer
+from ..events import (
+    Decode,
+    DropBlocks,
+    Embed,
+    EmbedEntry,
+    Evict,
+    LoadBlocks,
+    Prefill,
+    Sampling,
+    SaveBlocks,
+    SequenceEntry,
+    Step,
+    TierName,
+    Transfer,
+)
 from ..executor import JaxExecutor
 from ..tiers import TransferRecord
 
 __all__ = ["ProgramTimes", "measure_programs"]
 
 _GREEDY = Sampling(0.0, 1.0, 0)
-_FEWEST_RUNS, _MOST_RUNS = 3, 20
-_ENOUGH_SECONDS = 0.5  # of runs of one step
-_NUM_LOADS = 3
+_NUM_ROUNDS = 3
+_MOST_RUNS = 7  # of a step in a round
+_ENOUGH_SECONDS = 0.2  # of them
+_COPIED_BLOCKS = 32  # at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +52,10 @@ class ProgramTimes:
 
     programs: dict[str, ProgramSeconds]  # by model/configuration
     pool_bytes_per_s: float | None  # None: no model has a KV pool
+    save_bytes_per_s: float | None  # None: none has, or there is no ddr
+    load_bytes_per_s: float | None
+    evict_seconds: float
+    reading_seconds: float
 
 
 def measure_programs(
@@ -44,7 +66,7 @@ def measure_programs(
     Args:
         bundle: An opened bundle.
         target: Of this machine; its links' paces don't count.
-        progress: Told how many programs of how many are done.
+        progress: Told how many measurements of how many are done.
 
     Raises:
         BundleIntegrityError: if the bundle is not what its manifest says.
@@ -54,51 +76,125 @@ def measure_programs(
     models = bundle.manifest.models
     needed = max(entry.resident_bytes for entry in models)
     executor = JaxExecutor(bundle, dataclasses.replace(target, links=links), hbm_bytes=needed)
-    report, total = progress or (lambda done, total: None), sum(len(entry.programs) for entry in models)
-    found: dict[str, ProgramSeconds] = {}
-    rates: list[tuple[int, float]] = []
+    report, total = progress or (lambda done, total: None), _NUM_ROUNDS * sum(len(entry.programs) for entry in models)
+    done = itertools.count(1)
     try:
         executor.load_programs(lambda done, total: None)
-        for entry in models:
-            rates += _load(executor, entry, tiered=target.kind == "tiered")
-            for program in entry.programs:
-                found[f"{entry.name}/{program.configuration.id}"] = _measure(executor, entry, program.configuration)
-                report(len(found), total)
-            executor.evict(Evict(entry.name, "hbm"))
+        measuring = _Measuring(executor, models, is_tiered=target.kind == "tiered")
+        for _ in range(_NUM_ROUNDS):
+            for entry in models:
+                measuring.bring(entry)
+                for program in entry.programs:
+                    measuring.run(entry, program)
+                    report(next(done), total)
+                measuring.drop(entry)
     finally:
         executor.release()
-    return ProgramTimes(found, max(rates)[1] if rates else None)
+    return measuring.found()
 
 
-def _load(executor: JaxExecutor, entry: ModelEntry, *, tiered: bool) -> Iterator[tuple[int, float]]:
-    """Makes a model hot, a few times; yields the bytes of its KV pool with the rate at which it was cleared."""
-    hops: list[tuple[TierName, TierName]] = [("disk", "ddr"), ("ddr", "hbm")] if tiered else [("disk", "hbm")]
-    for number in range(_NUM_LOADS):
-        records = [_move(executor, entry, *hop) for hop in (hops[-1:] if number else hops)]
-        if entry.kv_bytes and number:  # memory of the first one is new
-            clearing = max(records[-1].seconds - records[-1].copy_seconds, 1e-6)
-            yield entry.kv_bytes, entry.kv_bytes / clearing
-        if number < _NUM_LOADS - 1:
-            executor.evict(Evict(entry.name, "hbm"))
+class _Measuring:
+    """Carries steps and moves out and keeps what each took."""
+
+    def __init__(self, executor: JaxExecutor, models: Sequence[ModelEntry], *, is_tiered: bool) -> None:
+        self._executor = executor
+        self._models = models
+        self._is_tiered = is_tiered
+        self._is_known: set[str] = set()  # models that have been in hbm
+        self._seconds: defaultdict[tuple[str, Configuration, int], list[float]] = defaultdict(list)  # by first token
+        self._pools: list[tuple[int, float]] = []  # (bytes, bytes a second at which they were cleared)
+        self._saves: list[float] = []  # bytes a second
+        self._loads: list[float] = []  # likewise
+        self._evictions: list[float] = []  # seconds
+        self._readings: list[float] = []  # seconds
+
+    def bring(self, entry: ModelEntry) -> None:
+        """Makes a model hot, and copies blocks of its KV pool to ddr and back."""
+        is_first = entry.name not in self._is_known
+        self._is_known.add(entry.name)
+        if self._is_tiered and is_first:
+            self._move(entry, "disk", "ddr")
+        record = self._move(entry, "ddr" if self._is_tiered else "disk", "hbm")
+        self._readings.append(self._timed(lambda: (self._executor.measure(), self._executor.predict())))
+        if entry.kv_bytes and not is_first:  # memory of the first one is new
+            self._pools.append((entry.kv_bytes, entry.kv_bytes / max(record.seconds - record.copy_seconds, 1e-6)))
+        if entry.kv is not None and self._is_tiered:
+            self._copy_blocks(entry, entry.kv.num_blocks, counts=not is_first)
+
+    def run(self, entry: ModelEntry, program: ProgramEntry) -> None:
+        """Runs a hot model's program, as often as takes a while."""
+        for start in _starts(entry, program.configuration):
+            step = _step(entry, program.configuration, start)
+            self._executor.run(step)  # the first run is slower
+            seconds: list[float] = []
+            while not seconds or (sum(seconds) < _ENOUGH_SECONDS and len(seconds) < _MOST_RUNS):
+                seconds.append(self._timed(lambda step=step: self._executor.run(step)))
+            self._seconds[entry.name, program.configuration, start] += seconds
+
+    def drop(self, entry: ModelEntry) -> None:
+        """Evicts a hot model."""
+        self._evictions.append(self._timed(lambda: self._executor.evict(Evict(entry.name, "hbm"))))
+
+    def found(self) -> ProgramTimes:
+        """Returns the medians."""
+        programs = {
+            f"{entry.name}/{program.configuration.id}": self._program(entry, program.configuration)
+            for entry in self._models
+            for program in entry.programs
+        }
+        return ProgramTimes(
+            programs,
+            max(self._pools)[1] if self._pools else None,
+            statistics.median(self._saves) if self._saves else None,
+            statistics.median(self._loads) if self._loads else None,
+            statistics.median(self._evictions),
+            statistics.median(self._readings),
+        )
+
+    def _program(self, entry: ModelEntry, shapes: Configuration) -> ProgramSeconds:
+        starts = _starts(entry, shapes)
+        short, *more = (statistics.median(self._seconds[entry.name, shapes, start]) for start in starts)
+        if not more:
+            return ProgramSeconds(short)
+        (long,) = more
+        a_token = max(0.0, (long - short) / (starts[1] - starts[0]))
+        seconds = short - a_token * shapes.new_tokens if a_token else (short + long) / 2
+        return ProgramSeconds(max(seconds, 0.0), a_token * shapes.context)
+
+    def _move(self, entry: ModelEntry, source: TierName, destination: TierName) -> TransferRecord:
+        transfer = Transfer(0, entry.name, source, destination, entry.moved_bytes)
+        moved = self._executor.copy(transfer, lambda done: None)
+        self._executor.arrived(transfer, moved)
+        return moved.record
+
+    def _copy_blocks(self, entry: ModelEntry, num_blocks: int, *, counts: bool) -> None:
+        pairs = tuple((index, index) for index in range(min(num_blocks, _COPIED_BLOCKS)))
+        num_bytes = len(pairs) * max(share.kv_bytes for share in entry.shares) // num_blocks
+        save, load = SaveBlocks(1, entry.name, pairs, num_bytes), LoadBlocks(1, entry.name, pairs, num_bytes)
+        for copy, rates in ((save, self._saves), (load, self._loads)):
+            seconds = self._timed(lambda copy=copy: self._executor.run(copy))
+            if counts:
+                rates.append(num_bytes / seconds)
+        self._executor.drop_blocks(DropBlocks(tuple(range(len(pairs)))))
+
+    @staticmethod
+    def _timed(run: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
 
 
-def _move(executor: JaxExecutor, entry: ModelEntry, source: TierName, destination: TierName) -> TransferRecord:
-    transfer = Transfer(0, entry.name, source, destination, entry.moved_bytes)
-    moved = executor.copy(transfer, lambda done: None)
-    executor.arrived(transfer, moved)
-    return moved.record
-
-
-def _measure(executor: JaxExecutor, entry: ModelEntry, shapes: Configuration) -> ProgramSeconds:
+def _starts(entry: ModelEntry, shapes: Configuration) -> tuple[int, ...]:
+    """Returns how many tokens come before a program's: as few and as many as can be."""
     if shapes.phase == "embed":
-        return ProgramSeconds(_median_seconds(executor, _embed(entry, shapes)))
+        return (0,)
     assert entry.kv is not None, entry.name
     room = min(shapes.context, entry.kv.num_blocks * entry.kv.block_tokens // shapes.batch)
-    starts = (0, room - shapes.new_tokens)
-    short, long = (_median_seconds(executor, _forward(entry, shapes, start)) for start in starts)
-    a_token = max(0.0, (long - short) / (starts[1] - starts[0])) if starts[1] > starts[0] else 0.0
-    seconds = short - a_token * shapes.new_tokens if a_token else (short + long) / 2
-    return ProgramSeconds(max(seconds, 0.0), a_token * shapes.context)
+    return (0, room - shapes.new_tokens) if room > shapes.new_tokens else (0,)
+
+
+def _step(entry: ModelEntry, shapes: Configuration, start: int) -> Step:
+    return _embed(entry, shapes) if shapes.phase == "embed" else _forward(entry, shapes, start)
 
 
 def _embed(entry: ModelEntry, shapes: Configuration) -> Step:
@@ -118,14 +214,3 @@ def _forward(entry: ModelEntry, shapes: Configuration, start: int) -> Step:
     if shapes.phase == "decode":
         return Decode(1, entry.name, shapes, entries, 1)
     return Prefill(1, entry.name, shapes, entries)
-
-
-def _median_seconds(executor: JaxExecutor, step: Step) -> float:
-    """Returns the median time of a step; the first run does not count."""
-    executor.run(step)
-    seconds: list[float] = []
-    while len(seconds) < _FEWEST_RUNS or (sum(seconds) < _ENOUGH_SECONDS and len(seconds) < _MOST_RUNS):
-        began = time.perf_counter()
-        executor.run(step)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)

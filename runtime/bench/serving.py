@@ -10,6 +10,7 @@ benchmark: the client's part of a token is in these numbers.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -59,25 +60,30 @@ async def _measure(
     url: str, decoders: Sequence[ModelEntry], times: ProgramTimes, progress: Callable[[int, int], None]
 ) -> Serving:
     endpoint = Endpoint("completions", ignores_eos=True)
-    runs = [(entry, count) for entry in decoders for count in _AT_ONCE if count <= entry.batch]
+    counts = {entry.name: [count for count in _AT_ONCE if count <= entry.batch] for entry in decoders}
+    total, done = (1 + _NUM_RUNS) * sum(map(len, counts.values())), itertools.count(1)
     points: list[tuple[int, float]] = []
     firsts: list[float] = []
     async with connect(url, endpoint, None) as http:
-        for done, (entry, count) in enumerate(runs):
-            if count == 1:
-                firsts += await _first_tokens(http, endpoint, entry, times.programs)
-            await _beside_decode(
-                http, endpoint, entry, count, times.programs
-            )  # the first run of a program takes longer
-            for _ in range(_NUM_RUNS):
-                points.append((count, await _beside_decode(http, endpoint, entry, count, times.programs)))
-            progress(done + 1, len(runs))
+        for entry in decoders:
+            firsts += await _first_tokens(http, endpoint, entry, times.programs)
+            found: dict[int, list[float]] = {count: [] for count in counts[entry.name]}
+            for _ in range(1 + _NUM_RUNS):  # in turns, so that a disturbance meets all alike
+                for count, seconds in found.items():
+                    seconds.append(await _beside_decode(http, endpoint, entry, count, times.programs))
+                    progress(next(done), total)
+            # The first run of a program takes longer.
+            points += [(count, statistics.median(seconds[1:])) for count, seconds in found.items()]
     step_seconds, sequence_seconds = _line(points)
     return Serving(
         step_seconds=step_seconds,
         sequence_seconds=sequence_seconds,
         request_seconds=max(0.0, statistics.median(firsts) - step_seconds - sequence_seconds),
         pool_bytes_per_s=times.pool_bytes_per_s,
+        save_bytes_per_s=times.save_bytes_per_s,
+        load_bytes_per_s=times.load_bytes_per_s,
+        evict_seconds=times.evict_seconds,
+        reading_seconds=times.reading_seconds,
         programs=times.programs,
     )
 

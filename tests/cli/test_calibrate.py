@@ -57,7 +57,9 @@ def test_a_bundle_s_programs_and_its_serving_are_in_the_target(plait, tiny_bundl
     assert serving is not None
     assert serving.request_seconds > 0
     assert serving.step_seconds + serving.sequence_seconds > 0
-    assert serving.pool_bytes_per_s is not None
+    assert None not in (serving.pool_bytes_per_s, serving.save_bytes_per_s, serving.load_bytes_per_s)
+    assert serving.evict_seconds > 0
+    assert serving.reading_seconds > 0
     programs = {
         f"{entry.name}/{p.configuration.id}" for entry in load(tiny_bundle).manifest.models for p in entry.programs
     }

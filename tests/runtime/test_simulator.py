@@ -13,9 +13,11 @@ from plait.runtime.events import (
     Arrival,
     Decode,
     Embed,
+    LoadBlocks,
     Prefill,
     Reply,
     Sampling,
+    SaveBlocks,
     SequenceEntry,
     Step,
     StepDone,
@@ -128,6 +130,29 @@ def test_the_pool_of_a_model_that_comes_to_hbm_is_cleared():
     link = machine.link("ddr", "hbm")
     seconds, _ = executor.copy(Transfer(1, "chat", "ddr", "hbm", 1000))[-1]
     assert seconds == pytest.approx(link.latency_seconds + 0.1 + 20 / 100)
+
+
+def test_copies_of_blocks_are_no_faster_than_measured():
+    link = target().link("ddr", "hbm")
+    at_link = link.latency_seconds + 100 / link.bandwidth_bytes_per_s
+    for rate, seconds in ((None, at_link), (1e9, at_link), (50.0, 2.0)):
+        machine = replace(target(), serving=Serving(save_bytes_per_s=rate))
+        executor = SimExecutor([decoder()], machine, draw=1)
+        assert executor.copy_blocks(SaveBlocks(1, "chat", ((0, 0),), 100))[0] == pytest.approx(seconds)
+        assert executor.copy_blocks(LoadBlocks(1, "chat", ((0, 0),), 100))[0] == pytest.approx(at_link)
+
+
+def test_what_the_engine_does_when_models_come_and_go_takes_time():
+    arrivals = [(1.0, generate(1, "a", max_tokens=2)), (2.0, generate(2, "b", max_tokens=2))]
+    entries = [decoder("a", num_blocks=4), decoder("b", num_blocks=4)]
+    room = TierBudget(entries[0].resident_bytes + entries[0].workspace_bytes, 10**6)
+    ends: list[float] = []
+    for serving in (None, Serving(evict_seconds=0.01, reading_seconds=0.001)):
+        machine = replace(target(), serving=serving)
+        records = simulate(Scheduler(entries, room, tiered=True), SimExecutor(entries, machine, draw=1), arrivals)
+        ends.append(max(record.at_seconds for record in records if isinstance(record.item, Reply)))
+    # Of the second request: an eviction and an arrival, and the first runs of a prefill and of a decode program.
+    assert ends[1] - ends[0] == pytest.approx(0.01 + 4 * 0.001)
 
 
 def test_a_token_that_is_always_drawn_needs_no_prompt():
