@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.bundle.placement import DeviceShare
@@ -180,11 +181,7 @@ class JaxExecutor:
         """
         self.has_news = False
         foreign = {id(array) for reference in self._foreign if (array := reference()) is not None}
-        live: Counter[tuple[str | None, Hashable]] = Counter()  # by memory kind and device
-        for array in (array for array in jax.live_arrays() if id(array) not in foreign):
-            sharding = array.sharding
-            num_bytes = math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
-            live.update({(sharding.memory_kind, device): num_bytes for device in sharding.device_set})
+        live = _live_bytes([array for array in jax.live_arrays() if id(array) not in foreign])
         used = [self._entries[name] for name in {name for name, _ in self._in_use}]
         steps = _most_per_device(self._used_only(entry) for entry in used)
         hbm, ddr = self._kinds["hbm"], self._kinds.get("ddr")
@@ -327,6 +324,26 @@ def _advanced(entry: SequenceEntry, drawn: tuple[int, ...]) -> SequenceEntry:
         num_generated=entry.num_generated + 1,
         context=(*entry.context, *drawn) if entry.context else (),
     )
+
+
+def _live_bytes(arrays: Iterable[jax.Array]) -> Counter[tuple[str | None, Hashable]]:
+    """Returns the bytes of arrays by memory kind and device.
+
+    There are thousands of arrays and few shapes, and this runs between two steps: each shape is looked at once.
+    """
+    shardings: dict[int, Sharding] = {}
+    alike: Counter[tuple[int, tuple[int, ...], np.dtype]] = Counter()
+    for array in arrays:
+        sharding = array.sharding
+        shardings[id(sharding)] = sharding
+        alike[id(sharding), array.shape, array.dtype] += 1
+    live: Counter[tuple[str | None, Hashable]] = Counter()
+    for (key, shape, dtype), count in alike.items():
+        sharding = shardings[key]
+        num_bytes = count * math.prod(sharding.shard_shape(shape)) * dtype.itemsize
+        for device in sharding.device_set:
+            live[sharding.memory_kind, device] += num_bytes
+    return live
 
 
 def _device_loads(models: Iterable[ModelEntry], part: Callable[[DeviceShare], int]) -> list[int]:
