@@ -77,7 +77,8 @@ def trace_model(config: ModelConfig, configuration: Configuration, dtype: str) -
 
     Decoders take (parameters, tokens [batch, new], start [batch], lengths [batch], cache), the cache a list of (keys,
     values) for each layer, each [batch, context, heads, size] as `DecoderConfig.cache_shapes` says; they return
-    (logits, cache). Encoders take (parameters, tokens [batch, new], lengths [batch]) and return vectors.
+    (logits, cache), the logits of the last new token, or in a verify step of all of them. Encoders take (parameters,
+    tokens [batch, new], lengths [batch]) and return vectors.
 
     Args:
         config: The model's architecture.
@@ -88,7 +89,7 @@ def trace_model(config: ModelConfig, configuration: Configuration, dtype: str) -
         ConfigurationError: if the phase is not one of this kind of model, or the dtype is unknown.
     """
     is_decoder = isinstance(config, DecoderConfig)
-    phases = ("prefill", "decode") if is_decoder else ("embed",)  # "train" is `train.trace_training`'s
+    phases = ("prefill", "decode", "verify") if is_decoder else ("embed",)  # "train" is `train.trace_training`'s
     if configuration.phase not in phases:
         raise ConfigurationError(
             f"a {config.family} model has no phase {configuration.phase!r}; it has {', '.join(phases)}"
@@ -112,7 +113,8 @@ def trace_model(config: ModelConfig, configuration: Configuration, dtype: str) -
     arguments += [
         Argument("cache", f"cache.{layer}.{part}") for layer in range(config.num_layers) for part in ("key", "value")
     ]
-    return _trace(model, (model.parameters, tokens, batch, batch, cache), name, arguments)
+    function = model.verify if configuration.phase == "verify" else model
+    return _trace(function, (model.parameters, tokens, batch, batch, cache), name, arguments)
 
 
 def _trace(

@@ -98,6 +98,18 @@ class Decoder(nnx.Module):
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self.logits(last), cache
 
+    def verify(
+        self,
+        tokens: Int[Array, "batch new"],
+        start: Int[Array, " batch"],
+        lengths: Int[Array, " batch"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "batch new vocab"], KVCache]:
+        """As `__call__`, with the logits that follow every new token, padding included, [batch, new, vocab]."""
+        del lengths
+        hidden, cache = self.hidden_states(tokens, start, cache)
+        return self.logits(hidden), cache
+
     def hidden_states(self, tokens: Array, start: Array, cache: KVCache) -> tuple[Float[Array, "b n h"], KVCache]:
         """Returns the f32 hidden states before the final norm, [batch, new, hidden], and the extended cache."""
         with jax.named_scope("embedding"):

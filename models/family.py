@@ -37,6 +37,10 @@ class ModelFunction:
         """Runs the model: `Decoder.__call__` or `Bert.__call__` with these parameters."""
         return self.module(parameters)(*inputs)  # type: ignore[operator]
 
+    def verify(self, parameters: Parameters, *inputs):
+        """Runs a decoder: `Decoder.verify` with these parameters."""
+        return self.module(parameters).verify(*inputs)  # type: ignore[operator]
+
 
 @functools.lru_cache(maxsize=8)  # making the modules of a hundred layers takes a second
 def build(config: ModelConfig, dtype: DTypeLike) -> ModelFunction:

@@ -36,9 +36,11 @@ from .manifest import (
     ModelEntry,
     ProgramEntry,
     Sampling,
+    SpeculativePair,
     StageProgram,
     TierBudget,
 )
+from .pairs import check_pairs, verify_tokens
 from .place import PlacedModel, place_model
 from .reader import Bundle, open_bundle
 from .spec import BundleSpec, ModelSpec, WeightForm
@@ -86,12 +88,14 @@ def build_bundle(
     """
     report: BuildProgress = progress if progress is not None else _silent
     spec.check_runnable()
+    check_pairs(spec, Path(base))
     target = _load_target(spec.target, Path(base))
     provide_devices(max(model.num_devices for model in spec.models.values()))
     use_compilation_cache()
     with BundleWriter(output) as writer:
         entries = tuple(
-            _build_model(name, model, target, Path(base), writer, report) for name, model in spec.models.items()
+            _build_model(name, model, target, Path(base), writer, report, verify_tokens(spec, name))
+            for name, model in spec.models.items()
         )
         writer.commit(
             Manifest(
@@ -104,6 +108,10 @@ def build_bundle(
                 workflows=dict(spec.workflows),
                 routes=dict(spec.routes),
                 traffic=spec.traffic,
+                speculative=tuple(
+                    SpeculativePair(spec.name_of(pair.draft), spec.name_of(pair.target), pair.tokens)
+                    for pair in spec.speculative
+                ),
             )
         )
     return open_bundle(output)
@@ -128,14 +136,20 @@ def _budget(spec: BundleSpec, target: Target) -> TierBudget:
 
 
 def _build_model(
-    name: str, spec: ModelSpec, target: Target, base: Path, writer: BundleWriter, report: BuildProgress
+    name: str,
+    spec: ModelSpec,
+    target: Target,
+    base: Path,
+    writer: BundleWriter,
+    report: BuildProgress,
+    verified: tuple[int, ...],
 ) -> ModelEntry:
     path = registry.resolve(spec.source, base=base, progress=lambda done, total: report(name, "pull", done, total))
     checkpoint = _stored_as(name, open_checkpoint(path), spec.weights)
     sizes = _sizes(name, spec, checkpoint)
     folder = f"models/{name}"
     kv = _kv_plan(checkpoint, spec, sizes)
-    wanted = configurations(checkpoint.config, sequence=sizes.sequence, batch=sizes.batch)
+    wanted = configurations(checkpoint.config, sequence=sizes.sequence, batch=sizes.batch, verify_tokens=verified)
     placed = place_model(
         checkpoint.config, wanted, spec.dtype, target, mesh=spec.stage_mesh, num_stages=spec.num_stages, kv=kv
     )

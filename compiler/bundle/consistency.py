@@ -56,6 +56,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_routes(manifest)
     if isinstance(manifest.traffic, dict):
         _check_known("traffic", set(names), manifest.traffic)
+    _check_pairs(manifest)
 
 
 def _check_routes(manifest: Manifest) -> None:
@@ -160,6 +161,28 @@ def _check_placement(model: ModelEntry, placement: Placement) -> None:
         parts, (heads, _) = placement.mesh.num_shards(placement.pool_axes), config.cache_shapes[0]
         if heads % parts:
             raise BundleIntegrityError(f"model {model.name!r} has {heads} KV heads, which don't divide by {parts}")
+
+
+def _check_pairs(manifest: Manifest) -> None:
+    """Checks that both models of a pair are decoders that have the programs for it, and that a target has one draft."""
+    models = {model.name: model for model in manifest.models}
+    pairs = manifest.speculative
+    _check_known("speculative", set(models), (name for pair in pairs for name in (pair.draft, pair.target)))
+    _check_unique("speculative target", (pair.target for pair in pairs))
+    for pair in pairs:
+        if pair.draft == pair.target:
+            raise BundleIntegrityError(f"manifest.json has {pair.draft!r} as its own draft")
+        for name, tokens in ((pair.target, pair.tokens + 1), (pair.draft, 2)):
+            batches = [
+                program.configuration.batch
+                for program in models[name].programs
+                if program.configuration.phase == "verify" and program.configuration.new_tokens >= tokens
+            ]
+            if max(batches, default=0) < models[name].batch:
+                raise BundleIntegrityError(
+                    f"manifest.json has {name!r} in a speculative pair, and no program of it that verifies {tokens} "
+                    f"tokens of {models[name].batch} sequences"
+                )
 
 
 def _check_unique(what: str, names: Iterable[str]) -> None:

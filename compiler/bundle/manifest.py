@@ -30,6 +30,7 @@ __all__ = [
     "ProgramEntry",
     "Route",
     "Sampling",
+    "SpeculativePair",
     "StageProgram",
     "TierBudget",
 ]
@@ -198,6 +199,17 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
+class SpeculativePair:
+    """A model whose next tokens another one, of the same vocabulary, proposes."""
+
+    __pydantic_config__ = _STRICT
+
+    draft: Name
+    target: Name
+    tokens: PositiveInt  # that are proposed at once
+
+
+@dataclass(frozen=True)
 class TierBudget:
     """Bytes that the bundle may use of each tier, on each device."""
 
@@ -232,6 +244,7 @@ class Manifest:
     workflows: dict[str, tuple[str, ...]] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)  # names for models that can stand for each other
     traffic: dict[str, Amount] | str | None = None  # requests per second by model, or the path of a trace
+    speculative: tuple[SpeculativePair, ...] = ()  # by the models' own names; a target has one draft
     format: Literal["plait-bundle"] = "plait-bundle"
     version: PositiveInt = FORMAT_VERSION
 

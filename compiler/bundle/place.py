@@ -115,7 +115,7 @@ def place_model(
             f"{config.family} model of {config.num_layers} layers does not make {num_stages} pipeline stages; "
             f"ask for {config.num_layers} at most"
         )
-    busiest = max(configurations, key=lambda each: (each.phase != "prefill", each.batch * each.new_tokens))
+    busiest = max(configurations, key=lambda each: (each.phase in ("decode", "embed"), each.batch * each.new_tokens))
     traced = trace_model(config, busiest, dtype)
     pins = {**_cache_pins(traced, mesh), **_table_pins(traced, mesh)}
     plan = partition(traced, target, dtype=dtype, mesh=mesh, num_stages=num_stages, pins=pins)

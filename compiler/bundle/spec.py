@@ -3,7 +3,7 @@
 Comes in: YAML. Goes out: a `BundleSpec`, checked field by field. Sizes are written with units (`330MiB`), rates as
 `2/s`. What a model's own files say (context length, pooling, end-of-text tokens) need not be repeated.
 
-`copies`, `devices`, `configurations`, `routable` and `speculative` are for targets that are planned only (racks).
+`copies`, `devices`, `configurations` and `routable` are for targets that are planned only (racks).
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ class ShapeSpec(_Strict):
 
 
 class PairSpec(_Strict):
-    """Two models of speculative decoding: hot together or not at all."""
+    """Two models of speculative decoding; where they are only planned, hot together or not at all."""
 
     draft: Name
     target: Name
+    tokens: Annotated[int, pydantic.Field(ge=1, le=16)] = 4  # that the draft proposes at once
 
 
 class ModelSpec(_Strict):
@@ -163,6 +164,19 @@ class BundleSpec(_Strict):
             raise ValueError(f"{unknown[0]!r} is no model of this bundle; models: {', '.join(names)}")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _one_draft_each(self) -> BundleSpec:
+        targets = [self.name_of(pair.target) for pair in self.speculative]
+        if twice := sorted({name for name in targets if targets.count(name) > 1}):
+            raise ValueError(f"model {twice[0]!r} is the target of two pairs; it can have one draft")
+        if alone := [pair.draft for pair in self.speculative if self.name_of(pair.draft) == self.name_of(pair.target)]:
+            raise ValueError(f"model {alone[0]!r} is its own draft; name another model, which may have the same source")
+        return self
+
+    def name_of(self, name: str) -> str:
+        """Returns the model of a name or alias; a name of no model is returned as it is."""
+        return next((model for model, spec in self.models.items() if name in spec.aliases), name)
+
     def copy_named(self, name: str) -> tuple[str, int] | None:
         """Returns the model and the number of the copy called `MODEL-NUMBER`, from 0; None if there is none."""
         model, _, number = name.rpartition("-")
@@ -176,7 +190,6 @@ class BundleSpec(_Strict):
             ConfigurationError: naming the first field.
         """
         fields = [f"models.{name}.{field}" for name, model in self.models.items() for field in _used(model)]
-        fields += ["speculative"] if self.speculative else []
         if fields:
             raise ConfigurationError(
                 f"{fields[0]} is for targets that are only planned, such as sn40l-16; target {self.target!r} runs"

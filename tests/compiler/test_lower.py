@@ -94,6 +94,27 @@ def test_paged_prefill_and_decode_equal_the_dense_model(dtype: str, tolerance: f
         position += len(new)
 
 
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [(SMALL, "float32"), (SMALL, "bfloat16"), (VARIANTS["latent"], "bfloat16")],
+    ids=["llama f32", "llama bf16", "latent bf16"],
+)
+def test_a_verify_step_gives_the_bits_of_decode_steps(config: DecoderConfig, dtype: str) -> None:
+    context = 160  # more than one chunk of attention
+    paged = Paged(config, dtype, context, random_parameters(config, dtype))
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, 135)
+    for first in (0, 64):
+        paged.run(Configuration("prefill", 1, 64, context), tokens[first : first + 64], first)
+    verified = [
+        paged.run(Configuration("verify", batch, 5, context), tokens[first:last], first, row)
+        for first, last, batch, row in ((126, 131, 1, 0), (131, 133, 4, 2), (133, 135, 4, 3))  # over a chunk's end
+    ]
+    rows = np.concatenate([logits[:count] for logits, count in zip(verified, (5, 2, 2), strict=True)])
+    for position, row in enumerate(rows, 126):
+        decoded = paged.run(Configuration("decode", 4, 1, context), tokens[position : position + 1], position, 1)
+        assert np.array_equal(decoded, row), position
+
+
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_paged_steps_of_every_kind_of_decoder_equal_the_dense_model(config: DecoderConfig) -> None:
     context = 304
