@@ -48,7 +48,7 @@ TopP: TypeAlias = Annotated[
 ]
 Seed: TypeAlias = Annotated[int | None, typer.Option(min=0, metavar="S", help="Makes the draws repeatable.")]
 WeightsForm: TypeAlias = Annotated[
-    Literal["stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0"],
+    Literal["stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0", "int8"],
     typer.Option(help="Form of the layers' weights; by default as the model stores them."),
 ]
 System: TypeAlias = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from ..models import layers
 from ..models.named_ops import Option, wide
@@ -19,6 +19,7 @@ from ..models.named_ops import Option, wide
 __all__ = [
     "MIN_ROWS",
     "by_heads",
+    "int8_linear",
     "layer_norm",
     "linear",
     "materialized",
@@ -30,6 +31,7 @@ __all__ = [
 
 MIN_ROWS = 8  # of a product: with fewer there is no library call for bf16, and other sums for f32
 _MIN_COLUMNS = 8
+_SMALLEST = 1e-30  # of the largest value of a row that is rounded to int8
 
 
 def padded_rows(rows: Array, *, axis: int) -> Array:
@@ -66,6 +68,35 @@ def sliced_linear(
         parts, operand = weight.reshape(slices, -1, weight.shape[1]), rows.astype(weight.dtype)
         y = jnp.einsum("ri,soi->sro", operand, parts, preferred_element_type=wide(weight.dtype))
         y = y.transpose(1, 0, 2).reshape(rows.shape[0], -1)
+        return sum((bias.astype(y.dtype) for bias in biases), y).astype(rows.dtype)
+
+    return _by_rows(product, x)
+
+
+def int8_linear(
+    x: Float[Array, "... in"],
+    values: Int8[Array, "out in"],
+    scales: Float[Array, "out 1"],
+    *biases: Float[Array, " out"],
+    slices: int = 1,
+) -> Float[Array, "... out"]:
+    """A product of integers: each row of `x` is rounded to int8 by its own scale, and sums are exact.
+
+    Args:
+        x: Rows.
+        values: Of a weight that is stored as `int8`.
+        scales: Of its rows.
+        *biases: Added, if there is one.
+        slices: Of the weight's rows, as in `sliced_linear`.
+    """
+
+    def product(rows: Array) -> Array:
+        wide_rows = rows.astype(jnp.float32)
+        steps = jnp.maximum(jnp.max(jnp.abs(wide_rows), axis=1, keepdims=True), _SMALLEST) / 127
+        operand = jnp.round(wide_rows / steps).astype(jnp.int8)
+        parts = values.reshape(slices, -1, values.shape[1])
+        y = jnp.einsum("ri,soi->sro", operand, parts, preferred_element_type=jnp.int32)
+        y = y.transpose(1, 0, 2).reshape(rows.shape[0], -1).astype(jnp.float32) * steps * scales[:, 0]
         return sum((bias.astype(y.dtype) for bias in biases), y).astype(rows.dtype)
 
     return _by_rows(product, x)

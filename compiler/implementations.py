@@ -5,7 +5,8 @@ backend runs well:
 
 - `linear`: a product with fewer than 8 rows falls into a naive loop when its weights are bf16; padded to 8 rows it is
   a library call, and its result does not depend on how many sequences share the step. Where its weights are merged
-  with those of others (`merge.py`), it is a slice of one product.
+  with those of others (`merge.py`), it is a slice of one product. With weights stored as `int8` it is a product of
+  integers, for which `x` is rounded too.
 - `rms_norm`, `layer_norm`: with sums that do not depend on the number of rows (`batch_invariant.py`).
 - `attention`, `latent_attention`: over a paged pool (`paged_attention.py`).
 - `moe`: one expert after the other, those that nobody chose passed over.
@@ -32,7 +33,7 @@ from . import batch_invariant
 from .batch_invariant import padded_rows
 from .merge import MergedPart
 from .paged_attention import attention, latent_attention
-from .products import MAX_SLICED_ROWS, ProductForm, slices_of
+from .products import MAX_SLICED_ROWS, ProductForm, WeightShape, slices_of
 from .target import Target
 
 __all__ = ["implementations_for"]
@@ -66,22 +67,24 @@ def linear(
     x: Float[Array, "... in"],
     weight: Array | MergedPart,
     *scales_and_bias: Array | MergedPart,
-    slices: Mapping[tuple[int, int], int] = MappingProxyType({}),
+    slices: Mapping[WeightShape, int] = MappingProxyType({}),
     **options: Option,
 ) -> Float[Array, "... out"]:
-    """`batch_invariant.linear`; a part of a merged product as a slice of that one.
+    """`batch_invariant.linear`, or `int8_linear` of such a weight; a part of a merged product as a slice of that one.
 
     Args:
         x: As there, as are `scales_and_bias` and `options`.
         weight: Likewise, or a part of a merged weight.
         *scales_and_bias: Likewise.
-        slices: In which form dense weights of some (out, in) are multiplied with a few rows; see `products.py`.
+        slices: In which form weights of some (out, in, type) are multiplied with a few rows; see `products.py`.
         **options: Likewise.
     """
     whole, *rest = (part.whole if isinstance(part, MergedPart) else part for part in (weight, *scales_and_bias))
     has_few_rows = math.prod(x.shape[:-1]) <= MAX_SLICED_ROWS
-    count = slices.get((whole.shape[0], whole.shape[1]), 1) if has_few_rows and not options else 1
-    if count == 1:
+    count = slices.get((whole.shape[0], whole.shape[1], str(whole.dtype)), 1) if has_few_rows else 1
+    if options.get("form") == "int8":
+        product = batch_invariant.int8_linear(x, whole, *rest, slices=count)
+    elif count == 1 or options:
         product = batch_invariant.linear(x, whole, *rest, **options)
     else:
         product = batch_invariant.sliced_linear(x, whole, *rest, slices=count)

@@ -51,11 +51,14 @@ class MergedPart:
 
 
 def find_merges(graph: Graph) -> tuple[Merge, ...]:
-    """Returns the weights, and biases, of all dense products that share their input and that nothing else uses."""
+    """Returns the weights, scales and biases of all products that share their input and that nothing else uses.
+
+    Weights are dense, or stored as `int8`, whose scales are of a row each.
+    """
     uses = Counter(value for operation in graph.operations for value in operation.inputs)
     sharing: dict[tuple[object, ...], list[Operation]] = defaultdict(list)
     for operation in graph.operations:
-        if operation.name != "linear" or operation.options:
+        if operation.name != "linear" or operation.options.get("form", "int8") != "int8":
             continue
         x, *parameters = operation.inputs
         values = [graph.values[parameter] for parameter in parameters]

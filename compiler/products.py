@@ -12,15 +12,18 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from .batch_invariant import MIN_ROWS, linear, sliced_linear
+from .batch_invariant import MIN_ROWS, int8_linear, linear, sliced_linear
 from .graph import Graph
 from .merge import Merge
 
-__all__ = ["MAX_SLICED_ROWS", "ProductForm", "measure_products", "product_shapes", "slices_of"]
+__all__ = ["MAX_SLICED_ROWS", "ProductForm", "WeightShape", "measure_products", "product_shapes", "slices_of"]
+
+WeightShape: TypeAlias = tuple[int, int, str]  # (out, in, type) of the values of a weight
 
 MAX_SLICED_ROWS = 32  # with more, a product is bound by arithmetic, and slices don't help
 _SLICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -35,42 +38,44 @@ class ProductForm:
 
     out_size: int
     in_size: int
+    dtype: str  # of the weight's values: dense ones', or "int8", with which the rows are rounded to int8 too
     slices: int  # of the weight's rows, each a product of one batch
     seconds: dict[int, float]  # of one product, by number of slices
 
 
-def product_shapes(graph: Graph, merges: Sequence[Merge]) -> set[tuple[int, int]]:
-    """Returns (out, in) of the weights of all dense products, merged ones as they are stored."""
+def product_shapes(graph: Graph, merges: Sequence[Merge]) -> set[WeightShape]:
+    """Returns the weights of all products that are dense or stored as `int8`, merged ones as they are stored."""
     merged = {name: merge for merge in merges for name in merge.names}
-    shapes: set[tuple[int, int]] = set()
+    shapes: set[WeightShape] = set()
     for operation in graph.operations:
-        if operation.name == "linear" and not operation.options:
+        if operation.name == "linear" and operation.options.get("form", "int8") == "int8":
             weight = graph.values[operation.inputs[1]]
             rows = sum(merged[weight.name].sizes) if weight.name in merged else weight.shape[0]
-            shapes.add((rows, weight.shape[1]))
+            shapes.add((rows, weight.shape[1], weight.dtype))
     return shapes
 
 
-def measure_products(shapes: Iterable[tuple[int, int]], dtype: str) -> tuple[ProductForm, ...]:
+def measure_products(shapes: Iterable[WeightShape]) -> tuple[ProductForm, ...]:
     """Times the products of a few rows with weights of these shapes in all forms, and picks the fastest of each.
 
     Args:
-        shapes: (out, in) of weights; small ones are left out.
-        dtype: Of the weights.
+        shapes: Of weights; small ones are left out.
     """
-    large = sorted(shape for shape in shapes if shape[0] * shape[1] >= _MIN_VALUES)
-    return tuple(_measure(*shape, jnp.dtype(dtype)) for shape in large)
+    return tuple(_measure(shape) for shape in sorted(shapes) if shape[0] * shape[1] >= _MIN_VALUES)
 
 
-def slices_of(products: Iterable[ProductForm]) -> Mapping[tuple[int, int], int]:
-    """Returns the chosen number of slices by (out, in)."""
-    return {(product.out_size, product.in_size): product.slices for product in products}
+def slices_of(products: Iterable[ProductForm]) -> Mapping[WeightShape, int]:
+    """Returns the chosen number of slices by weight."""
+    return {(product.out_size, product.in_size, product.dtype): product.slices for product in products}
 
 
-def _measure(out_size: int, in_size: int, dtype: jnp.dtype) -> ProductForm:
-    count = max(1, min(16, _STREAMED_BYTES // (out_size * in_size * dtype.itemsize)))
-    weights = [jnp.full((out_size, in_size), 1 / in_size, dtype) for _ in range(count)]
-    x = jnp.ones((MIN_ROWS, in_size), dtype)
+def _measure(shape: WeightShape) -> ProductForm:
+    out_size, in_size, dtype = shape
+    count = max(1, min(16, _STREAMED_BYTES // (out_size * in_size * jnp.dtype(dtype).itemsize)))
+    is_integer = dtype == "int8"
+    fill = 1 if is_integer else 1 / in_size
+    weights = [(jnp.full((out_size, in_size), fill, dtype), *_scales(shape)) for _ in range(count)]
+    x = jnp.ones((MIN_ROWS, in_size), jnp.float32 if is_integer else dtype)
     forms = {
         slices: jax.jit(lambda x, weights, slices=slices: _chain(x, weights, slices)).lower(x, weights).compile()
         for slices in _SLICES
@@ -83,12 +88,19 @@ def _measure(out_size: int, in_size: int, dtype: jnp.dtype) -> ProductForm:
             jax.block_until_ready(form(x, weights))
             seconds[slices].append((time.perf_counter() - began) / count)
     medians = {slices: statistics.median(times[1:]) for slices, times in seconds.items()}
-    return ProductForm(out_size, in_size, min(medians, key=lambda slices: medians[slices]), medians)
+    return ProductForm(*shape, min(medians, key=lambda slices: medians[slices]), medians)
 
 
-def _chain(x: jax.Array, weights: Sequence[jax.Array], slices: int) -> jax.Array:
+def _scales(shape: WeightShape) -> list[jax.Array]:
+    return [jnp.full((shape[0], 1), 1 / shape[1], jnp.float32)] if shape[2] == "int8" else []
+
+
+def _chain(x: jax.Array, weights: Sequence[tuple[jax.Array, ...]], slices: int) -> jax.Array:
     """Multiplies with one weight after the other, each time waiting for the one before."""
-    for weight in weights:
-        y = linear(x, weight) if slices == 1 else sliced_linear(x, weight, slices=slices)
+    for weight, *scales in weights:
+        if scales:
+            y = int8_linear(x, weight, *scales, slices=slices)
+        else:
+            y = linear(x, weight) if slices == 1 else sliced_linear(x, weight, slices=slices)
         x = x + y[:, :1] * 1e-3
     return x

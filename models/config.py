@@ -33,7 +33,7 @@ __all__ = [
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
-StoredForm: TypeAlias = Literal["fp8", "mxfp4", "q8_0", "q4_0"]  # `quantization.py` says what each is
+StoredForm: TypeAlias = Literal["fp8", "mxfp4", "q8_0", "q4_0", "int8"]  # `quantization.py` says what each is
 StoredPart: TypeAlias = Literal["attention", "mlp", "experts"]
 
 Size: TypeAlias = Annotated[int, pydantic.Field(gt=0)]

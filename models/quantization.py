@@ -6,6 +6,7 @@
 | `mxfp4` | uint8 [..., out, in / 2], two e2m1 each | uint8 [..., out, in / 32], exponents of 2 (OCP MX) |
 | `q8_0` | int8 [..., out, in] | f16 [..., out, in / 32] (GGUF) |
 | `q4_0` | uint8 [..., out, in / 2], two 4-bit each | f16 [..., out, in / 32] (GGUF) |
+| `int8` | int8 [..., out, in] | f32 [..., out, 1], one a row |
 
 In a block of 32, the low halves of the 16 bytes are the first 16 values in GGUF's forms; in `mxfp4` neighbours share a
 byte, as in Hugging Face files. A weight of a stored form is two arrays, values and scales, and both are parameters of
@@ -50,11 +51,13 @@ def stored_arrays(form: StoredForm, shape: tuple[int, ...]) -> tuple[StoredArray
         ConfigurationError: if its rows do not divide into the form's blocks.
     """
     *rest, rows, columns = shape
-    if form != "fp8" and columns % _BLOCK:
+    if form not in ("fp8", "int8") and columns % _BLOCK:
         raise ConfigurationError(
             f"a weight of {list(shape)} cannot be stored as {form}: its rows of {columns} values do not divide into "
-            f"blocks of {_BLOCK}; use fp8 or dense"
+            f"blocks of {_BLOCK}; use int8, fp8 or dense"
         )
+    if form == "int8":
+        return StoredArray(shape, jnp.dtype(jnp.int8)), StoredArray((*rest, rows, 1), jnp.dtype(jnp.float32))
     if form == "fp8":
         blocks = (*rest, -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
         return StoredArray(shape, jnp.dtype(jnp.float8_e4m3fn)), StoredArray(blocks, jnp.dtype(jnp.float32))
@@ -73,6 +76,8 @@ def dequantize_values(values: Array, scales: Array, form: StoredForm, dtype: DTy
         rows, columns = values.shape[-2:]
         wide = jnp.repeat(jnp.repeat(scales, FP8_BLOCK, axis=-2)[..., :rows, :], FP8_BLOCK, axis=-1)[..., :columns]
         return (values.astype(jnp.float32) * wide).astype(dtype)
+    if form == "int8":
+        return (values.astype(jnp.float32) * scales).astype(dtype)
     factors = _exponents(scales) if form == "mxfp4" else scales.astype(jnp.float32)
     blocks = _unpacked(values, form).reshape(*scales.shape, _BLOCK) * factors[..., None]
     return blocks.reshape(*scales.shape[:-1], -1).astype(dtype)
@@ -98,6 +103,8 @@ def quantize(weight: Float[np.ndarray, "... out in"], form: StoredForm) -> tuple
     """Returns the values and scales nearest to a weight, in the shapes of `stored_arrays`."""
     if form == "fp8":
         return _quantize_fp8(weight)
+    if form == "int8":
+        return _quantize_rows(weight.astype(np.float32))
     blocks = weight.astype(np.float32).reshape(*weight.shape[:-1], -1, _BLOCK)
     return {"mxfp4": _quantize_mxfp4, "q8_0": _quantize_q8, "q4_0": _quantize_q4}[form](blocks)
 
@@ -111,6 +118,11 @@ def _quantize_fp8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scales = _nonzero(np.abs(blocks).max(axis=(-3, -1)) / _FP8_LARGEST)
     values = (blocks / scales[..., :, None, :, None]).reshape(padded.shape)[..., :rows, :columns]
     return values.astype(jnp.float8_e4m3fn), scales.astype(np.float32)
+
+
+def _quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scales = _nonzero(np.abs(weight).max(axis=-1, keepdims=True) / 127)
+    return np.rint(weight / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def _quantize_mxfp4(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ def place_model(
     if mesh.num_devices * num_stages == 1:
         graph = trace_model(config, configurations[0], dtype).graph
         merges = find_merges(graph)
-        products = measure_products(product_shapes(graph, merges), dtype) if kv else ()
+        products = measure_products(product_shapes(graph, merges)) if kv else ()
         return PlacedModel(config, dtype, target, None, merges, products)
     if num_stages > config.num_layers:
         raise ConfigurationError(

@@ -23,7 +23,7 @@ from ..target import Target, load_target
 
 __all__ = ["KNOBS", "Knob", "Trial", "parse_vary", "turned"]
 
-_WEIGHTS: tuple[str, ...] = ("stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0")
+_WEIGHTS: tuple[str, ...] = ("stored", "dense", "fp8", "mxfp4", "q8_0", "q4_0", "int8")
 
 
 @dataclass(frozen=True)

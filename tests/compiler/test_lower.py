@@ -137,8 +137,13 @@ def test_paged_steps_of_every_kind_of_decoder_equal_the_dense_model(config: Deco
 
 @pytest.mark.parametrize(
     ("config", "dtype"),
-    [(SMALL, "float32"), (SMALL, "bfloat16"), (VARIANTS["latent"], "bfloat16")],
-    ids=["llama f32", "llama bf16", "latent bf16"],
+    [
+        (SMALL, "float32"),
+        (SMALL, "bfloat16"),
+        (VARIANTS["latent"], "bfloat16"),
+        (SMALL.stored_as("int8"), "bfloat16"),
+    ],
+    ids=["llama f32", "llama bf16", "latent bf16", "llama int8"],
 )
 def test_logits_are_the_same_bit_for_bit_however_a_sequence_is_cut_and_whatever_shares_the_step(config, dtype) -> None:
     context, length = 304, 290

@@ -20,7 +20,7 @@ from plait.models.quantization import FP8_BLOCK, dequantize_values, quantize, st
 
 FORMS: tuple[StoredForm, ...] = get_args(StoredForm)
 # Half a step between neighbours, as a share of the largest value of a block (fp8: of each value; 3 bits of mantissa).
-LARGEST_ERRORS = {"fp8": 2**-4, "mxfp4": 1 / 4, "q8_0": 0.51 / 127, "q4_0": 0.51 / 8 * 2}
+LARGEST_ERRORS = {"fp8": 2**-4, "mxfp4": 1 / 4, "q8_0": 0.51 / 127, "q4_0": 0.51 / 8 * 2, "int8": 0.51 / 127}
 
 
 def random_weight(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -43,12 +43,13 @@ def test_arrays_have_the_shapes_and_types_that_are_planned(form: StoredForm, sha
 def test_no_value_moves_by_more_than_half_a_step(form: StoredForm) -> None:
     weight = random_weight((256, 256))
     error = np.abs(restored(weight, form) - weight)
-    largest = np.abs(weight) if form == "fp8" else np.abs(weight.reshape(256, -1, 32)).max(-1).repeat(32, -1)
+    block = 256 if form == "int8" else 32
+    largest = np.abs(weight) if form == "fp8" else np.abs(weight.reshape(256, -1, block)).max(-1).repeat(block, -1)
     subnormal = np.abs(weight).max() / 448 * 2**-9 if form == "fp8" else 0.0
     assert np.all(error <= LARGEST_ERRORS[form] * largest + subnormal)
 
 
-@pytest.mark.parametrize("form", ["mxfp4", "q8_0", "q4_0"])
+@pytest.mark.parametrize("form", ["mxfp4", "q8_0", "q4_0", "int8"])
 def test_what_came_from_a_form_is_kept_exactly_by_it(form: StoredForm) -> None:
     once = restored(random_weight((64, 128), seed=3) * 10.0 ** np.arange(-3, 1).repeat(32), form)
     np.testing.assert_array_equal(restored(once, form), once)
@@ -115,5 +116,5 @@ def test_dense_weights_are_stored_in_any_form(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_no_whole_blocks_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"\[4, 48\] cannot be stored as q8_0: .* blocks of 32; use fp8"):
+    with pytest.raises(ConfigurationError, match=r"\[4, 48\] cannot be stored as q8_0: .* blocks of 32; use int8, fp8"):
         stored_arrays("q8_0", (4, 48))
