@@ -126,5 +126,7 @@ class Answer:
             time_to_first_token_seconds=first - self._submitted_at,
             total_seconds=now - self._submitted_at,
             cached_tokens=timing.cached_tokens if timing else 0,
+            accepted_tokens=timing.accepted_tokens if timing else 0,
+            rejected_tokens=timing.proposed_tokens - timing.accepted_tokens if timing else 0,
             energy=self._energy,
         )

@@ -50,6 +50,7 @@ from .events import (
     TransferDone,
     TransferFailed,
     TransferProgressed,
+    Verify,
 )
 from .executor import JaxExecutor, Logprobs
 from .metrics import Metrics
@@ -161,6 +162,7 @@ class EngineCore:
         self._settled = threading.Event()
         self._uses: dict[TierName, TierUse] = {}
         self._num_preemptions: Counter[str] = Counter()  # that were counted, by model
+        self._speculated: dict[str, tuple[int, int]] = {}  # tokens proposed and accepted that were counted, by model
         self.records: deque[TransferRecord] = deque(maxlen=_KEPT_RECORDS)
         self.watcher: Watcher | None = None  # called on the engine thread: it must be quick
         self._transfer_began = 0.0  # the last one
@@ -292,7 +294,7 @@ class EngineCore:
                     self._cancelled.add(transfer_id)
                 case SetTimer(timer_id, at_seconds):
                     heapq.heappush(self._timers, (at_seconds, timer_id))
-                case Prefill() | Decode() | Embed():
+                case Prefill() | Decode() | Verify() | Embed():
                     self._begin_requests(action)
                     self._run_step(action)
                 case SaveBlocks() | LoadBlocks():
@@ -409,6 +411,10 @@ class EngineCore:
                 self._metrics.kv(name, 1 - waiting.pool.num_free / waiting.pool.num_blocks)
                 self._metrics.preempted(name, waiting.num_preemptions - self._num_preemptions[name])
                 self._num_preemptions[name] = waiting.num_preemptions
+                before = self._speculated.get(name, (0, 0))
+                now = self._speculated[name] = (waiting.num_proposed, waiting.num_accepted)
+                if now != before:
+                    self._metrics.speculated(name, now[0] - before[0], now[1] - before[1])
 
     def _fail_all(self, message: str) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from ..compiler.target import Target
-from .events import Decode, Embed, Prefill
+from .events import Step
 from .request import JoulesSource
 
 __all__ = ["EnergyMeter", "energy_meter"]
@@ -46,7 +46,7 @@ class EnergyMeter:
         if self._counter is not None:
             self._begin = self._counter()
 
-    def end(self, step: Prefill | Decode | Embed, seconds: float) -> dict[int, float]:
+    def end(self, step: Step, seconds: float) -> dict[int, float]:
         """Returns the joules of each request in the step that has ended, after so many seconds."""
         joules = self._watts * seconds if self._counter is None else self._counter() - self._begin
         tokens = Counter[int]()

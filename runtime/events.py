@@ -26,6 +26,7 @@ __all__ = [
     "Constraint",
     "CopyBlocks",
     "Decode",
+    "Draft",
     "DropBlocks",
     "Embed",
     "EmbedEntry",
@@ -58,6 +59,7 @@ __all__ = [
     "TransferFailed",
     "TransferProgressed",
     "UnloadWork",
+    "Verify",
     "Work",
 ]
 
@@ -102,6 +104,7 @@ class Sampling:
     ignores_eos: bool = False  # the model's own ends are tokens like others
     num_logprobs: int | None = None  # likeliest tokens whose logarithms are wanted beside the drawn one's; None: none
     constraint: Constraint | None = None
+    is_reproducible: bool = True  # a seed was given: whether and what a draft proposes must not change the answer
 
     @cached_property
     def uses_context(self) -> bool:
@@ -250,7 +253,7 @@ Event: TypeAlias = Arrival | Cancel | StepDone | StepFailed | TransferProgressed
 
 
 class SequenceEntry(NamedTuple):
-    """One sequence's part of a prefill or decode step. A tuple: one is made for every token."""
+    """One sequence's part of a prefill, decode or verify step. A tuple: one is made for every token."""
 
     request_id: int
     tokens: tuple[int, ...]  # new tokens to compute
@@ -301,7 +304,32 @@ class Embed:
     entries: tuple[EmbedEntry, ...]
 
 
-Step: TypeAlias = Prefill | Decode | Embed
+@dataclass(frozen=True)
+class Draft:
+    """Propose tokens for sequences of another model: each step draws one for every entry that wants more."""
+
+    model: str
+    first: Configuration  # of the first step, which computes all that the cache lacks of a sequence
+    rest: Configuration  # of the steps after it
+    entries: tuple[SequenceEntry, ...]  # of requests that the verify step has too; blocks are of the draft's own pool
+    num_tokens: tuple[int, ...]  # that are proposed for each entry
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Let a draft propose tokens, and compute them with its target: what follows those that it would have drawn too.
+
+    What is drawn for an entry are the proposals that are accepted, and one token after them unless one is an end.
+    """
+
+    step_id: int
+    model: str
+    configuration: Configuration
+    entries: tuple[SequenceEntry, ...]  # all that decode; for some nothing may be proposed
+    draft: Draft
+
+
+Step: TypeAlias = Prefill | Decode | Verify | Embed
 
 
 @dataclass(frozen=True)
@@ -374,6 +402,8 @@ class Timing:
     started_at: float  # its first step was issued
     switch_seconds: float  # of the wait, spent without its model being hot
     cached_tokens: int = 0  # of the prompt, that were in the KV cache when it began
+    proposed_tokens: int = 0  # by a draft model, so far
+    accepted_tokens: int = 0  # of them, that are in the answer
 
 
 class Reply(NamedTuple):

@@ -30,6 +30,7 @@ from .arena import Arena
 from .events import (
     CopyBlocks,
     Decode,
+    Draft,
     DropBlocks,
     Embed,
     Evict,
@@ -41,10 +42,11 @@ from .events import (
     StepDone,
     TierName,
     Transfer,
+    Verify,
 )
 from .pool_copies import PoolCopier, SavedBlock
 from .program_loader import ProgramLoader
-from .sampler import draw_logprobs, sample
+from .sampler import Proposal, draw_logprobs, propose, sample
 from .tiers import Copier, Moved
 
 __all__ = ["JaxExecutor", "Logprobs", "MemoryReading", "Vectors"]
@@ -126,14 +128,17 @@ class JaxExecutor:
                     return StepDone(step.step_id, self._forward(step, step.entries))
                 case Decode():
                     return self._decode(step)
+                case Verify():
+                    return self._verify(step)
                 case SaveBlocks():
                     return self._save(step)
                 case LoadBlocks():
                     return self._load_saved(step)
         except RuntimeError as error:
-            hot = self._tiers["hbm"][step.model]
-            self._copies.pop(step.model, None)
-            hot.pools[:] = self._copier.empty_pools(self._entries[step.model])  # the failed step had them donated
+            for model in (step.model, step.draft.model) if isinstance(step, Verify) else (step.model,):
+                self._copies.pop(model, None)
+                empty = self._copier.empty_pools(self._entries[model])  # the failed step had them donated
+                self._tiers["hbm"][model].pools[:] = empty
             raise ExecutionError(f"the device failed: {str(error).splitlines()[0]}") from error
 
     def copy(self, transfer: Transfer, progress: Callable[[int], None]) -> Moved:
@@ -217,8 +222,8 @@ class JaxExecutor:
         programs = tuple(program for program in entry.programs if (entry.name, program.configuration) in self._in_use)
         return [share.workspace_bytes for share in dataclasses.replace(entry, programs=programs).shares]
 
-    def _executable(self, step: Step) -> Executable:
-        key = (step.model, step.configuration)
+    def _executable(self, model: str, configuration: Configuration) -> Executable:
+        key = (model, configuration)
         self.has_news |= key not in self._in_use
         self._in_use.add(key)
         assert self._loader is not None, "programs are loaded before a step runs"
@@ -232,7 +237,7 @@ class JaxExecutor:
             tokens[row, : len(entry.tokens)] = entry.tokens
             lengths[row] = len(entry.tokens)
         inputs = {"tokens": tokens, "lengths": lengths}
-        vectors, _ = self._executable(step)(self._tiers["hbm"][step.model].weights, inputs, [])
+        vectors, _ = self._executable(step.model, shapes)(self._tiers["hbm"][step.model].weights, inputs, [])
         result = np.array(vectors)
         for row, entry in enumerate(step.entries):
             self.vectors[entry.request_id, entry.index] = result[row]
@@ -253,6 +258,56 @@ class JaxExecutor:
                 break
             entries = tuple(_advanced(entry, now) for entry, now in zip(entries, fresh, strict=True))
         return StepDone(step.step_id, tuple(drawn))
+
+    def _verify(self, step: Verify) -> StepDone:
+        """Has the draft propose, computes the proposals with the target, and returns what is drawn with their help."""
+        proposals = self._propose(step.draft, self._entries[step.model].config.vocab_size)
+        entries = [
+            e._replace(tokens=(*e.tokens, *(one.token for one in proposals.get(e.request_id, []))))
+            for e in step.entries
+        ]
+        logits = self._logits(step.model, step.configuration, entries)
+        ends = self._entries[step.model].eos_token_ids
+        return StepDone(
+            step.step_id,
+            tuple(
+                self._accept(rows[len(entry.tokens) - 1 :], entry, proposals.get(entry.request_id, []), ends)
+                for rows, entry in zip(logits, step.entries, strict=False)
+            ),
+        )
+
+    def _propose(self, draft: Draft, vocab_size: int) -> dict[int, list[Proposal]]:
+        """Returns a draft's proposals by request, of tokens that a target's vocabulary has too."""
+        ends = self._entries[draft.model].eos_token_ids
+        proposals: dict[int, list[Proposal]] = {entry.request_id: [] for entry in draft.entries}
+        entries = draft.entries
+        for number in range(max(draft.num_tokens, default=0)):
+            shapes = draft.rest if number else draft.first
+            logits = self._logits(draft.model, shapes, entries)
+            rows = [_last_row(row, entry) for row, entry in zip(logits, entries, strict=False)]
+            wanted: list[SequenceEntry] = []
+            for row, entry in zip(rows, entries, strict=True):
+                assert entry.sampling is not None, "a draft has what precedes its proposals"
+                one = propose(row[:vocab_size], entry.sampling, entry.num_generated, entry.context, ends)
+                proposals[entry.request_id].append(one)
+                wanted.append(_advanced(entry, (one.token,)))
+            left = dict(zip((entry.request_id for entry in draft.entries), draft.num_tokens, strict=True))
+            entries = tuple(entry for entry in wanted if left[entry.request_id] > number + 1)
+        return proposals
+
+    def _accept(
+        self, logits: np.ndarray, entry: SequenceEntry, proposals: Sequence[Proposal], ends: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Returns what is drawn from one row of logits after the other, as long as it is what was proposed."""
+        drawn: tuple[int, ...] = ()
+        for row, proposal in itertools.zip_longest(logits[: len(proposals) + 1], proposals):
+            now = self._draw(row, entry, ends, proposal)
+            drawn += now
+            assert entry.sampling is not None, "an answer is verified at its end"
+            if proposal is None or now != (proposal.token,) or entry.sampling.is_end(proposal.token, ends):
+                break
+            entry = _advanced(entry, now)
+        return drawn
 
     def _ready(self, model: str) -> Moved:
         """Returns what a hot model has, with the copies within its pool made."""
@@ -280,10 +335,19 @@ class JaxExecutor:
 
     def _forward(self, step: Prefill | Decode, entries: Iterable[SequenceEntry]) -> tuple[tuple[int, ...], ...]:
         """Runs one program on the entries' tokens and returns what is drawn for each of them."""
-        shapes = step.configuration
-        hot = self._ready(step.model)
-        kv = self._entries[step.model].kv
-        assert kv is not None, step.model
+        listed = tuple(entries)
+        logits = self._logits(step.model, step.configuration, listed)
+        ends = self._entries[step.model].eos_token_ids
+        return tuple(self._draw(row, entry, ends) for row, entry in zip(logits, listed, strict=False))
+
+    def _logits(self, model: str, shapes: Configuration, entries: Sequence[SequenceEntry]) -> np.ndarray:
+        """Runs one program on the entries' tokens and returns its logits; rows after the entries' mean nothing.
+
+        They are [batch, vocab], or in a verify step [batch, new tokens, vocab].
+        """
+        hot = self._ready(model)
+        kv = self._entries[model].kv
+        assert kv is not None, model
         tokens = np.zeros((shapes.batch, shapes.new_tokens), np.int32)
         start = np.zeros((shapes.batch,), np.int32)
         lengths = np.ones((shapes.batch,), np.int32)
@@ -295,17 +359,17 @@ class JaxExecutor:
             lengths[row] = len(entry.tokens)
             tables[row, : len(entry.blocks)] = entry.blocks
         inputs = {"tokens": tokens, "start": start, "lengths": lengths, "tables": tables}
-        logits, hot.pools[:] = self._executable(step)(hot.weights, inputs, hot.pools)
-        rows = np.asarray(logits)
-        ends = self._entries[step.model].eos_token_ids
-        return tuple(self._draw(rows[row], entry, ends) for row, entry in enumerate(entries))
+        logits, hot.pools[:] = self._executable(model, shapes)(hot.weights, inputs, hot.pools)
+        return np.asarray(logits)
 
-    def _draw(self, logits: np.ndarray, entry: SequenceEntry, ends: Sequence[int]) -> tuple[int, ...]:
+    def _draw(
+        self, logits: np.ndarray, entry: SequenceEntry, ends: Sequence[int], proposal: Proposal | None = None
+    ) -> tuple[int, ...]:
         """Returns the next token, if one is wanted, and an end right after it if nothing else may follow."""
         sampling = entry.sampling
         if sampling is None:
             return ()
-        token = sample(logits, sampling, entry.num_generated, entry.context, ends)
+        token = sample(logits, sampling, entry.num_generated, entry.context, ends, proposal)
         if sampling.num_logprobs is not None:
             drawn = draw_logprobs(logits, token, sampling.num_logprobs)
             self.logprobs.setdefault(entry.request_id, []).append(drawn)
@@ -316,11 +380,16 @@ class JaxExecutor:
         return (token,)
 
 
+def _last_row(logits: np.ndarray, entry: SequenceEntry) -> np.ndarray:
+    """Returns the logits after an entry's last token, from its part of a step's."""
+    return logits[len(entry.tokens) - 1] if logits.ndim == 2 else logits
+
+
 def _advanced(entry: SequenceEntry, drawn: tuple[int, ...]) -> SequenceEntry:
     """Returns the next decode step's entry."""
     return entry._replace(
         tokens=drawn,
-        start=entry.start + 1,
+        start=entry.start + len(entry.tokens),
         num_generated=entry.num_generated + 1,
         context=(*entry.context, *drawn) if entry.context else (),
     )

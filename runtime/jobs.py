@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .events import EmbedWork, GenerateWork, Request, TierName, Timing, UnloadWork
+from .events import EmbedWork, GenerateWork, Request, SequenceEntry, TierName, Timing, UnloadWork
 from .kv_cache import chain_digests, root_digest
 
 __all__ = ["EmbedJob", "GenerateJob", "Job", "LoadJob", "UnloadJob", "job_of"]
@@ -58,8 +58,11 @@ class GenerateJob(Job):
     num_cached: int = 0  # tokens of the prompt that were in the cache when it first came to run
     was_preempted: bool = False  # after its first step
     is_charged: bool = False  # whether its prompt counts against its client's share
+    num_proposed: int = 0  # tokens of a draft model
+    num_accepted: int = 0  # of them, that are in the answer
+    draft: GenerateJob | None = None  # the same tokens in the cache of a draft model, with blocks of its pool
     _digests: list[bytes] = field(default_factory=list[bytes])  # of the full blocks, as far as they were asked for
-    _timing: Timing | None = None  # of its replies: nothing of it changes from the first token on
+    _timing: Timing | None = None  # of its replies: from the first token on only proposals change it
 
     @staticmethod
     def of(request: Request, work: GenerateWork, order: tuple[int, int], now: float) -> GenerateJob:
@@ -106,6 +109,18 @@ class GenerateJob(Job):
             return self._digests[position]
         return self.digests(position + 1, block_tokens)[position]
 
+    def for_draft(self) -> GenerateJob:
+        """Returns what a draft model keeps of the job: its tokens, which are one list, and nothing computed of them."""
+        return GenerateJob(
+            self.request,
+            self.order,
+            self.arrived_at,
+            tokens=self.tokens,
+            num_prompt=self.num_prompt,
+            max_tokens=self.max_tokens,
+            salt=self.salt,
+        )
+
     def found(self, num_tokens: int) -> None:
         """Records that so many tokens more are in the cache, and that nothing was computed for them."""
         self.num_computed += num_tokens
@@ -116,8 +131,35 @@ class GenerateJob(Job):
         """Returns when things happened, and what needed not."""
         if self._timing is None:
             assert self.started_at is not None, self.id
-            self._timing = Timing(self.arrived_at, self.started_at, self.switch_seconds, self.num_cached)
+            self._timing = Timing(
+                self.arrived_at,
+                self.started_at,
+                self.switch_seconds,
+                self.num_cached,
+                self.num_proposed,
+                self.num_accepted,
+            )
         return self._timing
+
+    def proposed(self, num_tokens: int, num_accepted: int) -> None:
+        """Counts tokens that a draft model has proposed, and those of them that are in the answer."""
+        self.num_proposed += num_tokens
+        self.num_accepted += num_accepted
+        self._timing = None
+
+    def entry(self, num_tokens: int) -> SequenceEntry:
+        """Returns the job's part of a step that computes its next tokens; after the last of all one is drawn."""
+        sampling, start = self.work.sampling, self.num_computed
+        draws = start + num_tokens == len(self.tokens)
+        return SequenceEntry(
+            request_id=self.request.id,
+            tokens=tuple(self.tokens[start : start + num_tokens]),
+            start=start,
+            blocks=tuple(self.blocks),
+            sampling=sampling if draws else None,
+            num_generated=len(self.tokens) - self.num_prompt,
+            context=tuple(self.tokens) if draws and sampling.uses_context else (),
+        )
 
 
 @dataclass(eq=False)

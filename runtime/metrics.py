@@ -92,6 +92,12 @@ class Metrics:
         """Counts sequences that gave their KV blocks back before they ended."""
         self._of(model).preemptions.inc(num_sequences)
 
+    def speculated(self, model: str, num_proposed: int, num_accepted: int) -> None:
+        """Counts tokens that a draft model proposed for a model's answers, and those of them that came to be there."""
+        series = self._of(model)
+        series.draft_tokens.inc(num_proposed)
+        series.accepted_tokens.inc(num_accepted)
+
     def tokens_generated(self, model: str, gap_seconds: float | None, num_tokens: int = 1) -> None:
         """Counts tokens of one request.
 
@@ -158,6 +164,8 @@ class _RequestFamilies:
     prefix_queries: Counter
     prefix_hits: Counter
     preemptions: Counter
+    draft_tokens: Counter
+    accepted_tokens: Counter
     by_residency: Counter
     routed: Counter
     started: Counter
@@ -190,6 +198,8 @@ class _RequestFamilies:
             prefix_queries=counter("vllm:prefix_cache_queries", "Tokens of prompts looked for in the KV cache."),
             prefix_hits=counter("vllm:prefix_cache_hits", "Of these, tokens that were there."),
             preemptions=counter("vllm:num_preemptions", "Sequences that gave their KV blocks back before they ended."),
+            draft_tokens=counter("plait_speculative_draft_tokens", "Tokens that a draft model proposed."),
+            accepted_tokens=counter("plait_speculative_accepted_tokens", "Of these, tokens that came into an answer."),
             by_residency=counter("plait_requests_by_residency", "Requests by where the model was.", "class"),
             routed=counter("plait_requests_routed", "Requests by a route's name, by who got them.", "route"),
             started=counter("plait_requests_started", "Requests whose first step began."),
@@ -214,6 +224,8 @@ class _ModelSeries:
     prefix_queries: Counter
     prefix_hits: Counter
     preemptions: Counter
+    draft_tokens: Counter
+    accepted_tokens: Counter
     started: Counter
     joules: Counter
     prompt_tokens: Counter
@@ -232,6 +244,8 @@ class _ModelSeries:
             prefix_queries=families.prefix_queries.labels(model),
             prefix_hits=families.prefix_hits.labels(model),
             preemptions=families.preemptions.labels(model),
+            draft_tokens=families.draft_tokens.labels(model),
+            accepted_tokens=families.accepted_tokens.labels(model),
             started=families.started.labels(model),
             joules=families.joules.labels(model),
             prompt_tokens=families.prompt_tokens.labels(model),

@@ -32,6 +32,8 @@ class ModelQueue:
     is_turn_of_short: bool = False  # whether the next chunk is for a prompt that it completes
     is_saved: bool = False  # whether what is worth it has been saved since the last step
     num_preemptions: int = 0
+    num_proposed: int = 0  # tokens of a draft model, for this one's answers
+    num_accepted: int = 0  # of them, that are in the answers
     _chosen: dict[tuple[Phase, int, int], Configuration | None] = field(
         default_factory=dict[tuple[Phase, int, int], "Configuration | None"]
     )  # what `smallest` has said: asked at every step
@@ -83,6 +85,10 @@ class ModelQueue:
 
     def _of_phase(self, phase: Phase) -> Iterator[Configuration]:
         return (program.configuration for program in self.entry.programs if program.configuration.phase == phase)
+
+    def step_seconds(self, configuration: Configuration) -> float:
+        """Returns what a step took when the bundle was made."""
+        return self._program(configuration).step_seconds
 
     def _program(self, configuration: Configuration) -> ProgramEntry:
         return next(program for program in self.entry.programs if program.configuration == configuration)

@@ -141,7 +141,7 @@ def _by_need(entries: Sequence[ModelEntry]) -> Iterator[tuple[ModelEntry, Progra
     first = {
         id(min((p for p in entry.programs if p.configuration.phase == phase), key=_size_of))
         for entry in entries
-        for phase in {program.configuration.phase for program in entry.programs}
+        for phase in {program.configuration.phase for program in entry.programs} - {"verify"}
     }
     jobs = [(entry, program) for entry in entries for program in entry.programs]
     yield from (job for job in jobs if id(job[1]) in first)

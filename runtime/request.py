@@ -157,6 +157,8 @@ class Usage:
     time_to_first_token_seconds: float
     total_seconds: float
     cached_tokens: int = 0  # of the prompt, that were in the KV cache
+    accepted_tokens: int = 0  # of the answer, that a draft model proposed
+    rejected_tokens: int = 0  # that it proposed too, and that did not come into the answer
     energy: Energy | None = None  # None: nothing is known of power
 
     @property

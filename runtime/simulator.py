@@ -47,6 +47,7 @@ from .events import (
     TransferEnd,
     TransferFailed,
     TransferProgressed,
+    Verify,
 )
 from .scheduler import Scheduler
 from .simulation.costs import StepCost, measured_costs, serving_of
@@ -72,6 +73,8 @@ class SimExecutor:
         target: Whose links the transfers take.
         draw: Which token a model draws at a position of its answer; must depend on its arguments alone. Or the token
             that is always drawn, and never an end.
+        acceptance: Share of a draft's proposals that are accepted, where one token is always drawn; elsewhere those are
+            that the draft and its target both draw.
         step_cost: What steps take; what was measured when the target was calibrated or the bundle made by default.
         is_broken: Whether a step, a copy or a transfer fails, at its end; none by default.
     """
@@ -82,6 +85,7 @@ class SimExecutor:
         target: Target,
         *,
         draw: Draw | int,
+        acceptance: float = 0.7,
         step_cost: StepCost | None = None,
         is_broken: Callable[[Step | SaveBlocks | LoadBlocks | Transfer], bool] = lambda _: False,
     ) -> None:
@@ -93,6 +97,7 @@ class SimExecutor:
         self._pool_seconds = {e.name: max(s.kv_bytes for s in e.shares) / rate if rate else 0.0 for e in models}
         self._in_use: set[tuple[str, Configuration]] = set()  # programs that ran since a model came or went
         self._draw = draw
+        self._acceptance = acceptance
         self._is_broken = is_broken
         self._requests: dict[int, Request] = {}  # whose draws depend on their prompts
 
@@ -123,8 +128,10 @@ class SimExecutor:
             case Decode():
                 drawn = self._decode(step, cost.steps_within(within_seconds, step.max_steps))
                 return cost.total(len(drawn[0])), StepDone(step.step_id, drawn)
+            case Verify():
+                return cost.first, StepDone(step.step_id, self._verify(step))
             case Prefill():
-                tokens = tuple(() if e.sampling is None else (self._drawn(step, e, 0),) for e in step.entries)
+                tokens = tuple(() if e.sampling is None else (self._drawn(step.model, e, 0),) for e in step.entries)
                 return cost.first, StepDone(step.step_id, tokens)
             case Embed():
                 return cost.first, StepDone(step.step_id)
@@ -180,17 +187,40 @@ class SimExecutor:
             return ((self._draw,) * num_steps,) * len(step.entries)
         rows: list[tuple[int, ...]] = []
         while len(rows) < num_steps:
-            rows.append(tuple(self._drawn(step, entry, len(rows)) for entry in step.entries))
+            rows.append(tuple(self._drawn(step.model, entry, len(rows)) for entry in step.entries))
             if not self._ends[step.model].isdisjoint(rows[-1]):
                 break
         return tuple(zip(*rows, strict=True))
 
-    def _drawn(self, step: Step, entry: SequenceEntry, offset: int) -> int:
+    def _verify(self, step: Verify) -> tuple[tuple[int, ...], ...]:
+        """Returns for each entry the proposals that are accepted and the token after them."""
+        proposed = {e.request_id: n for e, n in zip(step.draft.entries, step.draft.num_tokens, strict=True)}
+        drafts = {entry.request_id: entry for entry in step.draft.entries}
+        tokens: list[tuple[int, ...]] = []
+        for entry in step.entries:
+            drawn: list[int] = []
+            for offset in range(proposed.get(entry.request_id, 0)):
+                drawn.append(self._drawn(step.model, entry, offset))
+                is_end = drawn[-1] in self._ends[step.model]
+                if is_end or not self._is_accepted(step, drafts[entry.request_id], offset, drawn[-1]):
+                    break
+            else:
+                drawn.append(self._drawn(step.model, entry, len(drawn)))
+            tokens.append(tuple(drawn))
+        return tuple(tokens)
+
+    def _is_accepted(self, step: Verify, entry: SequenceEntry, offset: int, token: int) -> bool:
+        if not isinstance(self._draw, int):
+            return self._drawn(step.draft.model, entry, offset) == token
+        position = entry.num_generated + offset
+        return (position + 1) * self._acceptance % 1 < self._acceptance  # of any run of positions that share
+
+    def _drawn(self, model: str, entry: SequenceEntry, offset: int) -> int:
         if isinstance(self._draw, int):
             return self._draw
         work = self._requests[entry.request_id].work
         assert isinstance(work, GenerateWork), entry.request_id
-        return self._draw(step.model, work.prompt, entry.num_generated + offset, work.sampling.seed)
+        return self._draw(model, work.prompt, entry.num_generated + offset, work.sampling.seed)
 
 
 class Simulation:
@@ -254,7 +284,7 @@ class Simulation:
     def _consequences(self, action: Action) -> list[tuple[float, Event]]:
         """Returns the events that an action leads to, and when."""
         match action:
-            case Prefill() | Decode() | Embed():
+            case Prefill() | Decode() | Verify() | Embed():
                 rest = self._agenda[0][0] - self.now if self._agenda else float("inf")
                 seconds, event = self._executor.run(action, rest)
                 self._free_at = self.now + seconds

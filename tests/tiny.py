@@ -48,11 +48,17 @@ BERT_CONFIG = EncoderConfig(
 )
 
 
-def write_tiny_llama(directory: Path, *, seed: int = 0) -> Path:
-    """Writes a Llama of two layers with a byte-level tokenizer and a ChatML template; returns the directory."""
+def write_tiny_llama(directory: Path, *, seed: int = 0, noise: float = 0.0) -> Path:
+    """Writes a Llama of two layers with a byte-level tokenizer and a ChatML template; returns the directory.
+
+    With some noise on its weights it says much of what it says without.
+    """
     config = LLAMA_CONFIG
     directory.mkdir(parents=True, exist_ok=True)
     tensors = _random_tensors(config, seed, lambda name: original_name(name, LLAMA))
+    generator = np.random.default_rng(seed)
+    for name, values in tensors.items() if noise else ():
+        tensors[name] = values + noise * values.std() * generator.standard_normal(values.shape).astype(np.float32)
     tensors["lm_head.weight"][END_TOKEN_ID] = 0.0
     save_file(tensors, directory / "model.safetensors")
     _write_json(

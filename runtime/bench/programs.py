@@ -21,6 +21,7 @@ from ...compiler.configuration import Configuration
 from ...compiler.target import ProgramSeconds, Target
 from ..events import (
     Decode,
+    Draft,
     DropBlocks,
     Embed,
     EmbedEntry,
@@ -33,6 +34,7 @@ from ..events import (
     Step,
     TierName,
     Transfer,
+    Verify,
 )
 from ..executor import JaxExecutor
 from ..tiers import TransferRecord
@@ -213,4 +215,6 @@ def _forward(entry: ModelEntry, shapes: Configuration, start: int) -> Step:
     )
     if shapes.phase == "decode":
         return Decode(1, entry.name, shapes, entries, 1)
+    if shapes.phase == "verify":
+        return Verify(1, entry.name, shapes, entries, Draft(entry.name, shapes, shapes, (), ()))
     return Prefill(1, entry.name, shapes, entries)

@@ -126,6 +126,7 @@ def _sampling(served: Served, params: SamplingParams) -> Sampling:
         ignores_eos=params.ignore_eos,
         num_logprobs=params.logprobs,
         constraint=served.constrain(params),
+        is_reproducible=params.seed is not None,
     )
 
 

@@ -108,6 +108,7 @@ class Runtime:
             kv_bytes_per_s=self.target.link("ddr", "hbm").bandwidth_bytes_per_s if tiered else None,
             workflows=manifest.workflows.values(),
             routes=manifest.routes,
+            speculative=manifest.speculative,
             links=self.target.links,
         )
         self._served = ServedModels(self.bundle, entries, manifest.routes, tool_formats)

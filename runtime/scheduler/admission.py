@@ -77,8 +77,9 @@ class Admission:
         pool = queue.pool
         assert pool is not None, queue.entry.name
         found = find_prefix(pool, job)
-        if not pool.can_hold(found, len(job.tokens)):
-            return False
+        while not pool.can_hold(found, len(job.tokens)):
+            if not self._state.has_taken_back(queue.entry.name):
+                return False
         pool.share(job.blocks, found)
         job.num_indexed = len(found)
         job.found(len(found) * pool.block_tokens)

@@ -59,7 +59,7 @@ class Loads:
         model, state = job.request.model, self._state
         queue, residency = state.queues[model], state.residency
         is_first = queue.waiting[0] is job and not queue.is_busy
-        if not is_first or state.transfer is not None or (state.step is not None and state.step.queue is queue):
+        if not is_first or state.transfer is not None or state.is_copying or state.is_computing(model):
             return []
         if job.tier == "ddr" and residency.is_hot(model) and self._copies.has_to_save(queue):
             if state.step is not None:

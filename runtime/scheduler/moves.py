@@ -10,7 +10,7 @@ another model, unless all but a chunk has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..events import Action, CancelTransfer, DropBlocks, Evict, TierName, Transfer
 from ..foresight import Foresight
@@ -28,15 +28,25 @@ class Moves:
         state: The scheduler's memory.
         copies: Of KV blocks, which models that leave hbm need.
         foresight: Whom to evict first, and what to fetch before it is asked for.
+        missing_drafts: Draft models that answers under way could use and that are not hot.
         chunk_bytes: Of transfers.
     """
 
-    def __init__(self, state: State, copies: BlockCopies, foresight: Foresight, *, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        state: State,
+        copies: BlockCopies,
+        foresight: Foresight,
+        missing_drafts: Callable[[], Iterable[str]],
+        *,
+        chunk_bytes: int,
+    ) -> None:
         self._state = state
         self._chunk_bytes = chunk_bytes
         self._foresight = foresight
         self._residency = state.residency
         self._copies = copies
+        self._missing_drafts = missing_drafts
         self._pinned = {tier: [n for n, q in state.queues.items() if q.entry.pin == tier] for tier in ("hbm", "ddr")}
         self._barrier: Barrier | None = None  # kept until something moves, or another request comes to be first
         self._broken: set[str] = set()  # models whose last transfer failed; tried again when asked for
@@ -60,7 +70,7 @@ class Moves:
                 return None, actions
         if wanted is not None:
             return self._bring(wanted, now)
-        return None, self._prefetch(now) or self._warm(now)
+        return None, self._fetch_draft(now) or self._prefetch(now) or self._warm(now)
 
     def arrived(self, model: str, now: float) -> None:
         """Records that a transfer is done."""
@@ -168,22 +178,32 @@ class Moves:
             None,
         )
 
+    def _fetch_draft(self, now: float) -> list[Action]:
+        """Brings the draft of a model that answers closer, where that takes no room from what anybody asks for."""
+        for draft in self._missing_drafts():
+            if draft not in self._broken | self._unloaded and (actions := self._move(draft, self._is_unused, now)):
+                return actions
+        return []
+
     def _is_unused(self, name: str) -> bool:
         """Whether nobody asks for a model."""
         queue = self._state.queues[name]
-        return not queue.is_busy and not queue.waiting
+        is_asked_for = queue.is_busy or bool(queue.waiting)
+        return not is_asked_for and not self._state.is_drafting(name) and not self._state.is_computing(name)
 
     def _may_go_for(self, wanted: Job, name: str) -> bool:
         """Whether a model neither runs nor has a request that is older than `wanted`; a copy in ddr may always go."""
         if self._residency.next_hop(wanted.request.model)[1] == "ddr":
             return True
         queue = self._state.queues[name]
-        return not queue.is_busy and not (queue.waiting and queue.waiting[0].order < wanted.order)
+        is_older = bool(queue.waiting) and queue.waiting[0].order < wanted.order
+        return not queue.is_busy and not is_older and not self._state.is_computing(name)
 
     def _victims(self, model: str, tier: TierName, may_evict: Callable[[str], bool], now: float) -> list[str] | None:
         if self._residency.has_room(model, tier):
             return []
-        return self._residency.victims(model, tier, self._foresight.order(tier, may_evict, now))
+        order = self._foresight.order(tier, may_evict, now)
+        return self._residency.victims(model, tier, sorted(order, key=self._state.is_drafting))
 
     def _move(self, model: str, may_evict: Callable[[str], bool], now: float) -> list[Action] | None:
         """Starts a model's next transfer, or the copy that must come before it.
@@ -215,6 +235,8 @@ class Moves:
             queue = self._state.queues[model]
             for job in queue.waiting:
                 job.became_cold(now)
+            for job in self._state.drafted(model):
+                self._state.leave_draft(job)
             if queue.pool is not None:
                 queue.pool.forget()
         return Evict(model, tier)

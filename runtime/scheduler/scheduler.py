@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ...compiler.bundle.manifest import ModelEntry, Route, TierBudget
+from ...compiler.bundle.manifest import ModelEntry, Route, SpeculativePair, TierBudget
 from ...compiler.target import Link
 from ..events import (
     CHUNK_BYTES,
@@ -48,6 +48,7 @@ from .costs import StateCosts
 from .loads import Loads
 from .moves import Moves
 from .prefixes import index_blocks
+from .speculation import Speculation
 from .state import State, StepInFlight
 from .steps import StepPlanner
 
@@ -66,6 +67,7 @@ class Scheduler:
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; None: as the programs have.
         workflows: Cycles of models that are asked for one after the other, by name or alias.
         routes: Names for models that can stand for each other.
+        speculative: Models whose next tokens another one proposes.
         links: Of the target, for what a model costs to come back; None: bytes alone count.
         chunk_bytes: Of transfers.
         kv_bytes_per_s: Rate at which KV blocks are copied to ddr and back; None: they never are.
@@ -86,6 +88,7 @@ class Scheduler:
         kv_bytes_per_s: float | None = None,
         workflows: Iterable[Sequence[str]] = (),
         routes: Mapping[str, Route] | None = None,
+        speculative: Sequence[SpeculativePair] = (),
         links: Mapping[str, Link] | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
@@ -96,12 +99,17 @@ class Scheduler:
         self._state = State(self.residency, self.queues)
         self._copies = BlockCopies(self._state)
         self.foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
-        self._moves = Moves(self._state, self._copies, self.foresight, chunk_bytes=chunk_bytes)
+        self._speculation = Speculation(self._state, speculative)
+        self._moves = Moves(
+            self._state, self._copies, self.foresight, self._speculation.missing, chunk_bytes=chunk_bytes
+        )
         self._router = Router(models, routes or {})
         self._costs = StateCosts(self._state, self.foresight)
         self._loads = Loads(self._state, self._copies, self._moves)
         self._admission = Admission(self._state)
-        self._steps = StepPlanner(self._state, self._copies, decode_steps=decode_steps, prefill_tokens=prefill_tokens)
+        self._steps = StepPlanner(
+            self._state, self._copies, self._speculation, decode_steps=decode_steps, prefill_tokens=prefill_tokens
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -196,6 +204,9 @@ class Scheduler:
         step = self._take_step(step_id)
         if isinstance(step.copy, SaveBlocks):
             return
+        if step.is_for_target:
+            self._speculation.prefilled(step)
+            return
         for index, job in enumerate(step.jobs):
             if isinstance(job, EmbedJob):
                 job.num_done += 1
@@ -208,6 +219,7 @@ class Scheduler:
                     self._copies.loaded(step.queue, job, len(step.copy.copies))
                 else:
                     job.num_computed += step.num_tokens[index] + max(0, len(tokens[index]) - 1)
+                    self._speculation.verified(step, index, job, len(tokens[index]))
                     reply = self._generated(step.queue, job, tokens[index])
                     if reply is not None:
                         yield reply
@@ -225,6 +237,7 @@ class Scheduler:
             reason = "length"
         assert queue.pool is not None, queue.entry.name
         index_blocks(queue.pool, job)
+        self._speculation.index(job)
         queue.shares.charge(job.request.client, len(fresh))
         if reason is not None:
             self._state.forget(job)
@@ -236,14 +249,24 @@ class Scheduler:
         step = self._take_step(step_id)
         if isinstance(step.copy, SaveBlocks):
             yield self._copies.lost(step.copy)
-        if step.queue.pool is not None:
-            step.queue.pool.forget()  # a step that failed may have taken the model's KV pool with it
-        for job in dict.fromkeys(step.jobs):
-            if not job.is_cancelled:
-                yield Reply(job.id, failure="failed", message=message)
-            self._state.forget(job)
-        for job in list(step.queue.running):
-            self._state.preempt(step.queue, job)
+        if not step.is_for_target:
+            for job in dict.fromkeys(step.jobs):
+                if not job.is_cancelled:
+                    yield Reply(job.id, failure="failed", message=message)
+                self._state.forget(job)
+        if step.draft is not None:
+            self._speculation.failed(step)
+            self._lose_pool(self.queues[step.draft])
+        self._lose_pool(step.queue)
+
+    def _lose_pool(self, queue: ModelQueue) -> None:
+        """Has what runs of a model begin anew: a step that failed may have taken its KV pool with it."""
+        for job in self._state.drafted(queue.entry.name):
+            self._state.leave_draft(job)
+        if queue.pool is not None:
+            queue.pool.forget()
+        for job in list(queue.running):
+            self._state.preempt(queue, job)
 
     def _transfer_failed(self, transfer_id: int, message: str) -> Iterator[Action]:
         model = self._take_transfer(transfer_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...compiler.configuration import Phase
@@ -24,6 +24,13 @@ class StepInFlight:
     jobs: tuple[Job, ...]  # one for each entry; of a load, the one that it is for
     num_tokens: tuple[int, ...] = ()  # that each entry computes
     copy: SaveBlocks | LoadBlocks | None = None
+    draft: str | None = None  # the model that proposes, or that computes a chunk for its target
+    num_proposed: tuple[int, ...] = ()  # tokens for each job of a verify step
+
+    @property
+    def is_for_target(self) -> bool:
+        """Whether a draft computes a chunk of what its target answers."""
+        return self.draft == self.queue.entry.name
 
 
 @dataclass(eq=False)
@@ -59,11 +66,21 @@ class State:
     step: StepInFlight | None = None
     transfer: TransferInFlight | None = None
     serial: int = 0
+    draft_of: Mapping[str, str] = field(default_factory=dict[str, str])  # by target
 
     @property
     def is_copying(self) -> bool:
         """Whether KV blocks are on their way between hbm and ddr."""
         return self.step is not None and self.step.copy is not None
+
+    def is_computing(self, model: str) -> bool:
+        """Whether a model takes part in the step under way; a copy is none."""
+        step = self.step
+        return step is not None and step.copy is None and model in (step.queue.entry.name, step.draft)
+
+    def is_drafting(self, model: str) -> bool:
+        """Whether a model has a target with answers under way."""
+        return any(draft == model and self.queues[target].running for target, draft in self.draft_of.items())
 
     def next_id(self) -> int:
         """Returns a number that nothing else has."""
@@ -71,14 +88,22 @@ class State:
         return self.serial
 
     def issue(
-        self, queue: ModelQueue, jobs: Sequence[Job], phase: Phase, num_tokens: tuple[int, ...], now: float
+        self,
+        queue: ModelQueue,
+        jobs: Sequence[Job],
+        phase: Phase,
+        num_tokens: tuple[int, ...],
+        now: float,
+        *,
+        draft: str | None = None,
+        num_proposed: tuple[int, ...] = (),
     ) -> int:
         """Notes a step that is to compute, and returns its id."""
         step_id = self.next_id()
         queue.last_step_id, queue.last_phase, queue.is_saved = step_id, phase, False
         for job in jobs:
             job.started_at = now if job.started_at is None else job.started_at
-        self.step = StepInFlight(step_id, queue, tuple(jobs), num_tokens)
+        self.step = StepInFlight(step_id, queue, tuple(jobs), num_tokens, draft=draft, num_proposed=num_proposed)
         return step_id
 
     def wait(self, job: Job) -> None:
@@ -93,6 +118,28 @@ class State:
                 jobs.remove(job)  # type: ignore[arg-type]
         if isinstance(job, GenerateJob) and queue.pool is not None:
             queue.pool.release(job.blocks)
+            self.leave_draft(job)
+
+    def leave_draft(self, job: GenerateJob) -> None:
+        """Drops what a draft model keeps of a job."""
+        if job.draft is not None:
+            pool = self.queues[self.draft_of[job.request.model]].pool
+            assert pool is not None, job.id
+            pool.release(job.draft.blocks)
+            job.draft = None
+
+    def drafted(self, model: str) -> list[GenerateJob]:
+        """Returns the jobs of other models that a draft model keeps blocks for, the youngest first."""
+        targets = (self.queues[target] for target, draft in self.draft_of.items() if draft == model)
+        jobs = (job for queue in targets for job in queue.running if job.draft is not None)
+        return sorted(jobs, key=order_of, reverse=True)
+
+    def has_taken_back(self, model: str) -> bool:
+        """Takes the blocks of one drafted job back for a model's own requests, and returns whether there was one."""
+        drafted = self.drafted(model)
+        if drafted:
+            self.leave_draft(drafted[0])
+        return bool(drafted)
 
     def preempt(self, queue: ModelQueue, job: GenerateJob) -> None:
         """Makes a running job wait again, without blocks."""

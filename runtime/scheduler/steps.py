@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..events import Action, Decode, Embed, EmbedEntry, Prefill, SequenceEntry
+from ..events import Action, Decode, Embed, EmbedEntry, Prefill
 from ..jobs import EmbedJob, GenerateJob
 from ..model_queue import ModelQueue
 from .copies import BlockCopies
 from .prefixes import catch_up
+from .speculation import Speculation
 from .state import State, order_of
 
 __all__ = ["StepPlanner"]
@@ -26,13 +27,23 @@ class StepPlanner:
     Args:
         state: The scheduler's memory.
         copies: Of blocks to and from ddr, which take the place of a step.
+        speculation: What draft models compute.
         decode_steps: Most tokens that one decode action draws for each sequence.
         prefill_tokens: Most tokens of a chunk while answers are being generated; None for no limit.
     """
 
-    def __init__(self, state: State, copies: BlockCopies, *, decode_steps: int, prefill_tokens: int | None) -> None:
+    def __init__(
+        self,
+        state: State,
+        copies: BlockCopies,
+        speculation: Speculation,
+        *,
+        decode_steps: int,
+        prefill_tokens: int | None,
+    ) -> None:
         self._state = state
         self._copies = copies
+        self._speculation = speculation
         self._decode_steps = decode_steps
         self._prefill_tokens = prefill_tokens
 
@@ -59,15 +70,18 @@ class StepPlanner:
             if not job.is_decoding:
                 catch_up(pool, job)
         decoding = [job for job in queue.running if job.is_decoding]
-        if decoding and (queue.last_phase == "prefill" or len(decoding) == len(queue.running)):
+        behind = self._speculation.behind(queue, decoding)
+        has_chunks = bool(behind) or len(decoding) < len(queue.running)
+        if decoding and (queue.last_phase == "prefill" or not has_chunks):
             copy = self._make_room(queue, decoding)
             if copy:
                 return copy
             ready = [job for job in decoding if job in queue.running]
             if ready:
-                return [self._decode(queue, ready, now)]
+                return [self._speculation.verify(queue, ready, now) or self._decode(queue, ready, now)]
         # Where all that decoded were preempted, an older prompt has their blocks: it is still there.
-        return self._prefill(queue, sorted((job for job in queue.running if not job.is_decoding), key=order_of), now)
+        prompts = sorted((job for job in queue.running if not job.is_decoding), key=order_of)
+        return self._prefill(queue, prompts, now) if prompts else [self._speculation.prefill(behind[0], now)]
 
     def _make_room(self, queue: ModelQueue, decoding: Sequence[GenerateJob]) -> list[Action]:
         """Gets decoding jobs blocks for their next token; the youngest give theirs back if need be.
@@ -80,6 +94,8 @@ class StepPlanner:
         short = [job for job in decoding if len(job.tokens) > len(job.blocks) * size]
         for job in sorted(short, key=order_of):
             while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
+                if self._state.has_taken_back(queue.entry.name):
+                    continue
                 youngest = max(queue.running, key=order_of)
                 copy = self._copies.save_of(queue, youngest)
                 if copy:
@@ -96,7 +112,7 @@ class StepPlanner:
             room = min([len(job.blocks) * size - job.num_computed for job in jobs])
             max_steps = min(max_steps, remaining, room)
         configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
-        entries = tuple(_entry(job, 1) for job in jobs)
+        entries = tuple(job.entry(1) for job in jobs)
         step_id = self._state.issue(queue, jobs, "decode", (1,) * len(jobs), now)
         return Decode(step_id, queue.entry.name, configuration, entries, max_steps)
 
@@ -119,7 +135,7 @@ class StepPlanner:
         wanted = min(limit, max(job.num_pending for job in jobs))
         configuration = queue.smallest("prefill", batch=len(jobs), new_tokens=wanted) or queue.longest("prefill")
         sizes = tuple(min(job.num_pending, configuration.new_tokens, limit) for job in jobs)
-        entries = tuple(_entry(job, size) for job, size in zip(jobs, sizes, strict=True))
+        entries = tuple(job.entry(size) for job, size in zip(jobs, sizes, strict=True))
         step_id = self._state.issue(queue, jobs, "prefill", sizes, now)
         return [Prefill(step_id, queue.entry.name, configuration, entries)]
 
@@ -164,17 +180,3 @@ def _pending(jobs: Sequence[EmbedJob]) -> Iterator[tuple[EmbedJob, int]]:
     for job in jobs:
         for index in range(job.num_issued, len(job.sequences)):
             yield job, index
-
-
-def _entry(job: GenerateJob, num_tokens: int) -> SequenceEntry:
-    sampling, start = job.work.sampling, job.num_computed
-    draws = start + num_tokens == len(job.tokens)
-    return SequenceEntry(
-        request_id=job.request.id,
-        tokens=tuple(job.tokens[start : start + num_tokens]),
-        start=start,
-        blocks=tuple(job.blocks),
-        sampling=sampling if draws else None,
-        num_generated=len(job.tokens) - job.num_prompt,
-        context=tuple(job.tokens) if draws and sampling.uses_context else (),
-    )

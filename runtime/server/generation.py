@@ -150,5 +150,7 @@ def total_usage(usages: Sequence[Usage], num_choices: int = 1) -> Usage:
         time_to_first_token_seconds=max(usage.time_to_first_token_seconds for usage in usages),
         total_seconds=max(usage.total_seconds for usage in usages),
         energy=Energy(sum(one.joules for one in energies), energies[0].source) if energies else None,
+        accepted_tokens=sum(usage.accepted_tokens for usage in usages),
+        rejected_tokens=sum(usage.rejected_tokens for usage in usages),
         cached_tokens=_cached_tokens([usage.cached_tokens for usage in usages], num_choices),
     )

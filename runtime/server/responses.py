@@ -75,6 +75,13 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(BaseModel):
+    """What a draft model proposed: tokens that came into the answer, and others."""
+
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
 class Usage(BaseModel):
     """What an answer cost."""
 
@@ -82,6 +89,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
     time_to_first_token: Seconds
     total_latency: Seconds
     completion_tokens_per_sec: float  # of the whole time
@@ -101,6 +109,9 @@ class Usage(BaseModel):
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(
+                accepted_prediction_tokens=usage.accepted_tokens, rejected_prediction_tokens=usage.rejected_tokens
+            ),
             time_to_first_token=usage.time_to_first_token_seconds,
             total_latency=usage.total_seconds,
             completion_tokens_per_sec=_rate(usage.completion_tokens, usage.total_seconds),

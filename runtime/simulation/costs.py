@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ...compiler.bundle.manifest import ModelEntry
+from ...compiler.configuration import Configuration
 from ...compiler.target import ProgramSeconds, Serving, Target
-from ..events import Decode, Embed, Step
+from ..events import Decode, Embed, Step, Verify
 
 __all__ = ["StepCost", "StepSeconds", "measured_costs", "serving_of"]
 
@@ -57,6 +58,16 @@ def measured_costs(models: Sequence[ModelEntry], target: Target) -> StepCost:
         for program in entry.programs
     }
 
+    def seconds(model: str, shapes: Configuration, longest: int) -> float:
+        program = programs[model, shapes]
+        return program.seconds + longest * program.context_seconds / shapes.context
+
+    def drafting(step: Verify, longest: int) -> float:
+        """Returns what the draft takes: one program after the other, and the host's part of each."""
+        draft, rest = step.draft, max(step.draft.num_tokens) - 1
+        host = (rest + 1) * serving.step_seconds + sum(draft.num_tokens) * serving.sequence_seconds
+        return seconds(draft.model, draft.first, longest) + rest * seconds(draft.model, draft.rest, longest) + host
+
     def cost(step: Step) -> StepSeconds:
         program = programs[step.model, step.configuration]
         if isinstance(step, Embed):
@@ -64,7 +75,11 @@ def measured_costs(models: Sequence[ModelEntry], target: Target) -> StepCost:
         longest = max(entry.start + len(entry.tokens) for entry in step.entries)
         num_drawn = sum(entry.sampling is not None for entry in step.entries)
         a_token = program.context_seconds / step.configuration.context
+        if isinstance(step, Verify):
+            num_drawn += sum(step.draft.num_tokens)
         first = program.seconds + longest * a_token + serving.step_seconds + num_drawn * serving.sequence_seconds
+        if isinstance(step, Verify):
+            return StepSeconds(first + drafting(step, longest))
         return StepSeconds(first, a_token if isinstance(step, Decode) else 0.0)
 
     return cost

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ...compiler.bundle.manifest import Manifest, ModelEntry, Route, TierBudget
+from ...compiler.bundle.manifest import Manifest, ModelEntry, Route, SpeculativePair, TierBudget
 from ...compiler.target import Target
 from ..events import Step
 from .costs import StepCost, measured_costs
@@ -33,6 +33,7 @@ class Machine:
     source: str  # of the costs, for people
     workflows: tuple[tuple[str, ...], ...] = ()  # models that are asked for one after the other
     routes: Mapping[str, Route] = field(default_factory=dict[str, Route])  # names for models that can stand for others
+    speculative: tuple[SpeculativePair, ...] = ()
 
     @property
     def idle_watts(self) -> float | None:
@@ -61,5 +62,6 @@ def machine_of_bundle(manifest: Manifest, target: Target | None, budget: TierBud
         step_watts=None if power is None else lambda step: power.peak_watts * chosen.num_devices,
         workflows=tuple(manifest.workflows.values()),
         routes=manifest.routes,
+        speculative=manifest.speculative,
         source="steps as calibrated" if calibrated else "steps as measured when the bundle was made, the host's not",
     )

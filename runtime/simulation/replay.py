@@ -37,6 +37,7 @@ from ..events import (
     StepFailed,
     Transfer,
     TransferCancelled,
+    Verify,
 )
 from ..request import Residency
 from ..scheduler import Scheduler
@@ -125,6 +126,7 @@ def replay(
         kv_bytes_per_s=machine.target.link("ddr", "hbm").bandwidth_bytes_per_s if is_tiered else None,
         workflows=machine.workflows,
         routes=machine.routes,
+        speculative=machine.speculative,
         links=machine.target.links,
     )
     executor = SimExecutor(machine.models, machine.target, draw=_TOKEN, step_cost=machine.step_cost)
@@ -215,7 +217,7 @@ class _Replay:
         match item:
             case Reply():
                 self._reply(item, now)
-            case Prefill() | Decode() | Embed():
+            case Prefill() | Decode() | Verify() | Embed():
                 self._steps[item.step_id] = item, now
                 self._begin_step(item)
             case StepDone() | StepFailed():

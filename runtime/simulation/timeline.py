@@ -29,6 +29,7 @@ from ..events import (
     TransferCancelled,
     TransferDone,
     TransferFailed,
+    Verify,
 )
 
 __all__ = ["Timeline"]
@@ -56,7 +57,7 @@ class Timeline:
     def see(self, seconds: float, item: Event | Action) -> None:
         """Notes an event or an action, and the simulated time."""
         match item:
-            case Prefill() | Decode() | Embed() | SaveBlocks() | LoadBlocks():
+            case Prefill() | Decode() | Verify() | Embed() | SaveBlocks() | LoadBlocks():
                 self._begun[item.step_id] = seconds, item
             case Transfer():
                 self._begun[item.transfer_id] = seconds, item

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from plait.runtime.events import Sampling
-from plait.runtime.sampler import draw_logprobs, sample
+from plait.runtime.sampler import draw_logprobs, propose, sample
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
 PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.25, 0.2])
@@ -152,3 +154,98 @@ def test_logprobs_are_the_models_own_best_first():
     assert [np.exp(logprob) for _, logprob in (drawn, *likeliest)] == pytest.approx([0.2, 0.4, 0.25, 0.2], rel=1e-5)
     assert draw_logprobs(LOGITS, 4, 0) == (pytest.approx((4, np.log(0.2)), rel=1e-5),)
     assert len(draw_logprobs(LOGITS, 4, 20)) == 6
+
+
+DRAFT_LOGITS = np.log(np.array([0.3, 0.2, 0.1, 0.1, 0.3], np.float32))
+
+
+def speculated(sampling: Sampling, position: int, draft_logits: np.ndarray = DRAFT_LOGITS) -> tuple[int, bool]:
+    """The token at a position where a draft proposes, and whether its proposal was accepted."""
+    proposal = propose(draft_logits, sampling, position)
+    token = sample(LOGITS, sampling, position, proposal=proposal)
+    return token, token == proposal.token
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"temperature": 0.6}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.7}, [1, 3, 4]),
+        ({"top_k": 3}, [1, 3, 4]),
+    ],
+    ids=["all", "temperature", "top p", "top k"],
+)
+def test_what_is_drawn_with_a_drafts_help_is_distributed_as_without(fields: dict[str, float], kept: list[int]):
+    sampling = replace(Sampling(1.0, 1.0, 11, is_reproducible=False), **fields)
+    tokens, accepted = zip(*(speculated(sampling, position) for position in range(NUM_DRAWS)), strict=True)
+    weights = PROBABILITIES[kept] ** (1 / sampling.temperature)
+    counts = np.bincount(tokens, minlength=len(LOGITS))
+    assert np.flatnonzero(counts).tolist() == kept
+    assert chi_square(counts[kept], weights / weights.sum()) < 18.47
+    assert 0 < sum(accepted) < NUM_DRAWS
+
+
+def test_proposals_are_accepted_as_often_as_distributions_overlap():
+    sampling = Sampling(1.0, 1.0, 5, is_reproducible=False)
+    share = np.mean([speculated(sampling, position)[1] for position in range(NUM_DRAWS)])
+    # Rejection accepts sum(min(p, q)); a token that is drawn anew may still be the one that was proposed: not here,
+    # where what is left of a rejected proposal is nothing.
+    assert share == pytest.approx(np.minimum(PROBABILITIES, np.exp(DRAFT_LOGITS)).sum(), abs=0.03)
+
+
+def test_pairs_of_tokens_are_distributed_as_without_a_draft():
+    pairs = np.zeros((5, 5))
+    after = [np.roll(LOGITS, index) for index in range(5)]  # what follows depends on the token before
+    for seed in range(NUM_DRAWS):
+        sampling = Sampling(1.0, 1.0, seed, is_reproducible=False)
+        first, is_accepted = speculated(sampling, 0)
+        proposal = propose(np.roll(DRAFT_LOGITS, first), sampling, 1) if is_accepted else None
+        pairs[first, sample(after[first], sampling, 1, proposal=proposal)] += 1
+    expected = PROBABILITIES[:, None] * np.stack([np.roll(PROBABILITIES, index) for index in range(5)])
+    assert chi_square(pairs.ravel(), expected.ravel()) < 51.2  # the 99.9 % quantile at 24 degrees of freedom
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.7}])
+def test_a_draft_changes_no_token_of_what_can_be_had_again(fields: dict[str, float]):
+    sampling = replace(Sampling(1.0, 1.0, 3), **fields)
+    for position in range(200):
+        assert speculated(sampling, position)[0] == sample(LOGITS, sampling, position)
+        assert speculated(sampling, position, LOGITS) == (sample(LOGITS, sampling, position), True)
+
+
+def test_a_drafts_own_opinion_is_all_accepted_if_it_is_the_targets():
+    sampling = Sampling(1.3, 0.9, 8, is_reproducible=False)
+    assert all(speculated(sampling, position, LOGITS.copy())[1] for position in range(500))
+
+
+def test_a_draft_may_know_fewer_tokens():
+    sampling = Sampling(1.0, 1.0, 2, is_reproducible=False)
+    tokens = [speculated(sampling, position, DRAFT_LOGITS[:3])[0] for position in range(NUM_DRAWS)]
+    assert chi_square(np.bincount(tokens, minlength=5), PROBABILITIES) < 18.47
+
+
+def test_large_vocabularies_are_drawn_from_as_their_distribution_says():
+    chance = np.random.default_rng(0)
+    logits = chance.normal(0.0, 2.0, 3000).astype(np.float32)
+    for fields in ({}, {"top_p": 0.9}, {"top_k": 300}, {"min_p": 0.01}, {"top_k": 2000, "top_p": 0.5, "min_p": 1e-3}):
+        probabilities = _filtered(logits, **fields)
+        tokens = [sample(logits, Sampling(1.0, **{"top_p": 1.0, **fields}, seed=7), p) for p in range(NUM_DRAWS)]
+        assert set(tokens) <= set(np.flatnonzero(probabilities).tolist())
+        bins = np.bincount(np.digitize(tokens, np.arange(300, 3000, 300)), minlength=10)
+        assert chi_square(bins, probabilities.reshape(10, 300).sum(axis=1)) < 27.88  # 99.9 % at 9 degrees of freedom
+
+
+def _filtered(logits: np.ndarray, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> np.ndarray:
+    """The distribution that is to be drawn from, by sorting everything."""
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    order = np.argsort(-weights, kind="stable")
+    ordered = weights[order]
+    count = int((ordered >= min_p).sum())
+    count = min(count, top_k or count)
+    if top_p < 1.0:
+        sums = np.cumsum(ordered[:count])
+        count = min(count, int(np.searchsorted(sums, top_p * sums[-1])) + 1)
+    kept = np.zeros_like(weights)
+    kept[order[:count]] = ordered[:count]
+    return kept / kept.sum()

@@ -7,10 +7,23 @@ from functools import partial
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tiny_models import BLOCK_TOKENS, SEQUENCE, answer_of, decoder, embed, encoder, generate, load, run, unload
+from tiny_models import (
+    BLOCK_TOKENS,
+    SEQUENCE,
+    answer_of,
+    decoder,
+    draw_alike,
+    embed,
+    encoder,
+    generate,
+    load,
+    run,
+    unload,
+    with_verify,
+)
 from virtual_machine import verify
 
-from plait.compiler.bundle.manifest import ModelEntry, Route, TierBudget
+from plait.compiler.bundle.manifest import ModelEntry, Route, SpeculativePair, TierBudget
 from plait.runtime.events import (
     CopyBlocks,
     Decode,
@@ -22,6 +35,7 @@ from plait.runtime.events import (
     Request,
     SaveBlocks,
     Transfer,
+    Verify,
 )
 
 MIN_BLOCKS = SEQUENCE // BLOCK_TOKENS
@@ -41,6 +55,7 @@ class Scenario:
     prefill_tokens: int | None
     kv_bytes_per_s: float | None
     workflows: tuple[tuple[str, ...], ...]
+    pairs: tuple[SpeculativePair, ...]
     queue_timeout_seconds: float | None
     arrivals: list[tuple[float, Request]]
     cancels: list[tuple[float, int]]
@@ -84,6 +99,16 @@ def bundles(draw: st.DrawFn) -> list[ModelEntry]:
 
 
 @st.composite
+def pairs_of(draw: st.DrawFn, models: list[ModelEntry]) -> tuple[SpeculativePair, ...]:
+    decoders = [model.name for model in models if model.kv is not None]
+    targets = draw(st.lists(st.sampled_from(decoders), unique=True, max_size=2)) if len(decoders) > 1 else []
+    return tuple(
+        SpeculativePair(draw(st.sampled_from([name for name in decoders if name != target])), target, tokens)
+        for target, tokens in ((target, draw(st.integers(1, 4))) for target in targets)
+    )
+
+
+@st.composite
 def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Request:
     model = draw(st.sampled_from(models))
     priority = draw(st.sampled_from([0, 0, 0, 1, 2]))
@@ -118,6 +143,8 @@ def routes_of(models: list[ModelEntry]) -> dict[str, Route]:
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     models = draw(bundles())
+    pairs = draw(pairs_of(models))
+    models = with_verify(models, pairs)
     last = draw(st.sampled_from([0.1, 1.0, 4.0]))
     times = st.integers(0, 100).map(lambda part: part * last / 100)
     num_requests = draw(st.integers(1, 30))
@@ -130,6 +157,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         draw(st.sampled_from([None, 1, 3, 4])),
         draw(st.sampled_from([None, 10_000.0, 1e6, 1e6])),
         draw(st.sampled_from([(), (tuple(draw(st.permutations([model.name for model in models]))),)])),
+        pairs,
         draw(st.sampled_from([None, None, 0.05, 1.0])),
         [(draw(times), draw(requests(models, index))) for index in range(num_requests)],
         [(seconds + draw(times), index) for seconds, index in _some_requests(draw, num_requests)],
@@ -157,6 +185,8 @@ def play(scenario: Scenario):
         kv_bytes_per_s=scenario.kv_bytes_per_s,
         workflows=scenario.workflows,
         routes=routes_of(scenario.models),
+        speculative=scenario.pairs,
+        draw_token=draw_alike,
         is_broken=lambda work: (work.transfer_id if isinstance(work, Transfer) else work.step_id) in scenario.broken,
     )
 
@@ -165,16 +195,17 @@ def play(scenario: Scenario):
 @given(scenarios())
 def test_every_rule_is_kept_and_every_request_ends(scenario: Scenario):
     records = play(scenario)
-    steps = [record.item for record in records if isinstance(record.item, Prefill | Decode | Embed)]
+    steps = [record.item for record in records if isinstance(record.item, Prefill | Decode | Verify | Embed)]
     event("evicts from hbm" if any(isinstance(r.item, Evict) and r.item.tier == "hbm" for r in records) else "calm")
     event("recomputes" if _num_restarts(steps) else "computes once")
-    for kind in (CopyBlocks, SaveBlocks, LoadBlocks, DropBlocks):
+    for kind in (CopyBlocks, Verify, SaveBlocks, LoadBlocks, DropBlocks):
         event(f"{kind.__name__}: {any(isinstance(record.item, kind) for record in records)}")
     routes = {name: route.models for name, route in routes_of(scenario.models).items()}
-    verify(records, scenario.models, scenario.budget, answer_of, routes)
+    drafts = {pair.target: pair.draft for pair in scenario.pairs}
+    verify(records, scenario.models, scenario.budget, partial(answer_of, draw_token=draw_alike), routes, drafts)
 
 
-def _num_restarts(steps: list[Prefill | Decode | Embed]) -> int:
+def _num_restarts(steps: list[Prefill | Decode | Verify | Embed]) -> int:
     starts = [e.request_id for step in steps if isinstance(step, Prefill) for e in step.entries if e.start == 0]
     return len(starts) - len(set(starts))
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from plait.compiler.bundle.manifest import KVPlan, ModelEntry, ProgramEntry, Route, StageProgram, TierBudget
+from collections.abc import Sequence
+from dataclasses import replace
+
+from plait.compiler.bundle.manifest import (
+    KVPlan,
+    ModelEntry,
+    ProgramEntry,
+    Route,
+    SpeculativePair,
+    StageProgram,
+    TierBudget,
+)
 from plait.compiler.configuration import Configuration
 from plait.compiler.target import Compute, Link, Target, Tier
 from plait.runtime.events import EmbedWork, GenerateWork, LoadWork, Request, Sampling, UnloadWork
@@ -18,6 +29,12 @@ BLOCK_TOKENS = 4
 def draw(model: str, prompt: tuple[int, ...], position: int, seed: int) -> int:
     """The token at a position of an answer: arithmetic on everything that it may depend on."""
     return (sum(prompt) + 3 * len(prompt) + 5 * position + 7 * seed + 11 * len(model)) % VOCAB
+
+
+def draw_alike(model: str, prompt: tuple[int, ...], position: int, seed: int) -> int:
+    """As `draw`, but two models in three draw the same at most positions: they agree on what a draft proposes."""
+    is_odd = position % 3 == 2 or len(model) % 3 == 0
+    return draw(model if is_odd else "alike", prompt, position, seed)
 
 
 def never_ends(model: str, prompt: tuple[int, ...], position: int, seed: int) -> int:
@@ -55,6 +72,24 @@ def decoder(
     decodes = [Configuration("decode", size, 1, SEQUENCE) for size in range(1, batch + 1)]
     kv = KVPlan(BLOCK_TOKENS, num_blocks, 1, "f32")
     return _entry(name, [*chunks, *decodes], weights_bytes, workspace_bytes, pin, step_seconds, batch, kv)
+
+
+def with_verify(models: list[ModelEntry], pairs: Sequence[SpeculativePair]) -> list[ModelEntry]:
+    """Returns models with the programs that pairs of them need."""
+    tokens = {(pair.target, pair.tokens + 1) for pair in pairs} | {(pair.draft, 2) for pair in pairs}
+    return [
+        replace(
+            model,
+            programs=model.programs
+            + tuple(
+                replace(model.programs[-1], configuration=Configuration("verify", size, number, SEQUENCE))
+                for name, number in sorted(tokens)
+                for size in range(1, model.batch + 1)
+                if name == model.name
+            ),
+        )
+        for model in models
+    ]
 
 
 def encoder(
@@ -163,6 +198,7 @@ def run(
     kv_bytes_per_s: float | None = None,
     workflows: tuple[tuple[str, ...], ...] = (),
     routes: dict[str, Route] | None = None,
+    speculative: tuple[SpeculativePair, ...] = (),
     chunk_bytes: int = 200,
     draw_token=draw,
     is_broken=lambda _: False,
@@ -178,6 +214,7 @@ def run(
         kv_bytes_per_s=kv_bytes_per_s,
         workflows=workflows,
         routes=routes,
+        speculative=speculative,
         links=target(tiered=tiered).links,
         chunk_bytes=chunk_bytes,
     )

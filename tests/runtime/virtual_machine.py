@@ -13,6 +13,8 @@ knows only the manifest's numbers, the events and the actions.
 - Steps: one at a time, of a hot model, within the shapes of one of its programs.
 - KV cache: whatever a step takes to be in the cache was computed, after the same tokens and for the same salt, and has
   come there by a step, or by copies of what was there. No step writes to a block that another of its sequences has.
+- Drafts: a draft proposes, and computes what its target has, for open requests of its own targets; the tokens that it
+  proposes after are those at the end of what is known, and are kept in neither cache unless the answer has them.
 - Answers: the tokens that a request streams are those of the pure draw function, each once, with one end.
 - Order: of one client in one model and class, first come is first begun; but a prompt that a step completes may pass
   one that needs several, and a prompt may be passed whose beginning is being computed for another, or of which only
@@ -54,11 +56,12 @@ from plait.runtime.events import (
     TransferDone,
     TransferFailed,
     UnloadWork,
+    Verify,
 )
 from plait.runtime.simulator import Record
 
 Answer = Callable[[Request], tuple[tuple[int, ...], str]]  # the whole of it, and why it ends
-Step = Prefill | Decode | Embed
+Step = Prefill | Decode | Verify | Embed
 Copy = SaveBlocks | LoadBlocks
 
 
@@ -99,7 +102,9 @@ class VirtualMachine:
         budget: TierBudget,
         answer: Answer,
         routes: Mapping[str, Sequence[str]] | None = None,
+        drafts: Mapping[str, str] | None = None,  # by target
     ) -> None:
+        self.drafts = drafts or {}
         self.models = {model.name: model for model in models}
         self.budget = {"hbm": budget.hbm, "ddr": budget.ddr}
         self.answer = answer
@@ -138,7 +143,7 @@ class VirtualMachine:
                 self._end_transfer(item)
             case Evict():
                 self._evict(item)
-            case Prefill() | Decode() | Embed():
+            case Prefill() | Decode() | Verify() | Embed():
                 self._begin_step(item)
             case CopyBlocks() | SaveBlocks() | LoadBlocks() | DropBlocks():
                 self._see_copy(item)
@@ -236,6 +241,7 @@ class VirtualMachine:
         assert self.transfer is None, f"{evict} during {self.transfer}"
         if evict.tier == "hbm":
             assert self.step is None or self.step.model != name, f"{evict} during {self.step}"
+            assert not isinstance(self.step, Verify) or self.step.draft.model != name, f"{evict} during {self.step}"
             for client in self._of(name):
                 is_busy = client.has_begun and not client.was_short
                 assert not is_busy, f"{evict} with {client.request} begun and not ended"
@@ -318,8 +324,12 @@ class VirtualMachine:
         assert all(1 <= len(entry.tokens) <= shapes.new_tokens for entry in step.entries)
         for entry in step.entries:
             client = self.clients[entry.request_id]
-            assert client.request.model == step.model
             assert client.is_open, f"{step} computes for {client}"
+            if client.request.model != step.model:
+                assert isinstance(step, Prefill), f"{step} computes for {client}"
+                assert self.drafts[client.request.model] == step.model, f"{step} computes for {client}"
+                assert client.has_begun, f"{step} is a draft's of {client}, before its target's"
+                continue
             self._check_turn(client, is_whole=isinstance(entry, EmbedEntry) or entry.sampling is not None)
             if not client.has_begun:
                 client.has_begun, client.begun_at = True, self.now
@@ -328,8 +338,44 @@ class VirtualMachine:
             self._check_embed(step)
         else:
             self._check_blocks(step)
+            if isinstance(step, Verify):
+                self._check_draft(step)
             for entry in step.entries:
                 self._check_sequence(step, entry)
+
+    def _check_draft(self, verify: Verify) -> None:
+        """Checks the proposals of a verify step as steps of the draft model."""
+        draft, target = verify.draft, verify.entries
+        assert self.drafts[verify.model] == draft.model
+        assert draft.model in self.tiers["hbm"], f"{verify} with a draft that is not hot"
+        programs = [program.configuration for program in self.models[draft.model].programs]
+        assert {draft.first, draft.rest} <= set(programs)
+        assert (draft.first.phase, draft.rest.phase) in {("decode", "decode"), ("verify", "decode")}
+        assert 1 <= len(draft.entries) <= min(draft.first.batch, draft.rest.batch)
+        ids = [entry.request_id for entry in draft.entries]
+        assert len(set(ids)) == len(ids)
+        assert set(ids) <= {entry.request_id for entry in target}, f"{verify} proposes for others"
+        kv = self.models[draft.model].kv
+        assert kv is not None
+        for entry, count in zip(draft.entries, draft.num_tokens, strict=True):
+            client = self.clients[entry.request_id]
+            known, end = (*client.prompt, *client.streamed), entry.start + len(entry.tokens)
+            assert 1 <= count < verify.configuration.new_tokens
+            assert 1 <= len(entry.tokens) <= draft.first.new_tokens
+            assert entry.tokens == known[entry.start :], f"{verify} does not propose after what is known"
+            assert entry.num_generated == len(client.streamed)
+            assert end + count - 1 <= min(len(entry.blocks) * kv.block_tokens, draft.rest.context)
+            self._check_cached(draft.model, entry)
+            for other in draft.entries:
+                written = entry.blocks[entry.start // kv.block_tokens : (end + count - 2) // kv.block_tokens + 1]
+                assert other is entry or set(written).isdisjoint(other.blocks), f"{verify} writes to what another has"
+
+    def _num_more(self, step: Prefill | Decode | Verify, entry: SequenceEntry) -> int:
+        """Returns how many tokens a step computes of a sequence after those that it was given."""
+        if isinstance(step, Verify):
+            counts = zip(step.draft.entries, step.draft.num_tokens, strict=True)
+            return next((count for other, count in counts if other.request_id == entry.request_id), 0)
+        return step.max_steps - 1 if isinstance(step, Decode) else 0
 
     def _check_turn(self, client: Client, *, is_whole: bool) -> None:
         if client.has_begun:
@@ -376,41 +422,51 @@ class VirtualMachine:
             assert entry.tokens == client.request.work.sequences[entry.index]
             assert entry.index not in client.embedded, f"{step} computes a sequence again"
 
-    def _check_blocks(self, step: Prefill | Decode) -> None:
+    def _check_blocks(self, step: Prefill | Decode | Verify) -> None:
         kv = self.models[step.model].kv
         assert kv is not None
-        num_steps = step.max_steps if isinstance(step, Decode) else 1
         for entry in step.entries:
             assert len(set(entry.blocks)) == len(entry.blocks), f"{step}: a block is twice in a table"
             assert all(0 <= block < kv.num_blocks for block in entry.blocks)
-            last = (entry.start + len(entry.tokens) + num_steps - 2) // kv.block_tokens
+            last = (entry.start + len(entry.tokens) + self._num_more(step, entry) - 1) // kv.block_tokens
             written = set(entry.blocks[entry.start // kv.block_tokens : last + 1])
             for other in step.entries:
                 assert other is entry or written.isdisjoint(other.blocks), f"{step} writes to what another has"
 
-    def _check_sequence(self, step: Prefill | Decode, entry: SequenceEntry) -> None:
+    def _check_sequence(self, step: Prefill | Decode | Verify, entry: SequenceEntry) -> None:
         client = self.clients[entry.request_id]
         work, kv = client.request.work, self.models[step.model].kv
         assert isinstance(work, GenerateWork)
         assert kv is not None
         known = (*client.prompt, *client.streamed)
-        num_steps = step.max_steps if isinstance(step, Decode) else 1
+        num_steps = 1 + self._num_more(step, entry)
         end = entry.start + len(entry.tokens)
         assert num_steps >= 1
         assert end + num_steps - 1 <= min(len(entry.blocks) * kv.block_tokens, step.configuration.context)
         assert entry.tokens == known[entry.start : end], f"{step} computes other tokens than those that follow"
+        if client.request.model != step.model:
+            assert entry.sampling is None, f"{step} draws for another model"
+            self._check_cached(step.model, entry)
+            return
         assert (entry.sampling is not None) == (end == len(known)), f"{step} draws in the middle, or not at the end"
         assert entry.sampling in (None, work.sampling)
         assert entry.num_generated == len(client.streamed)
         assert len(client.streamed) + num_steps <= work.max_tokens
-        history: int | str = work.salt
-        for position in range(entry.start):
-            history = self._history(history, known[position])
-            place = (entry.blocks[position // kv.block_tokens], position % kv.block_tokens)
-            found = self.cache[step.model].get(place)
-            assert found == history, f"{step}: {place} holds {found}"
+        self._check_cached(step.model, entry)
         client.cached_tokens += max(0, entry.start - client.num_known)
         client.num_known = end
+
+    def _check_cached(self, model: str, entry: SequenceEntry) -> None:
+        """Checks that a model's cache holds what is before an entry's tokens."""
+        client, kv = self.clients[entry.request_id], self.models[model].kv
+        assert isinstance(client.request.work, GenerateWork)
+        assert kv is not None
+        history: int | str = client.request.work.salt
+        for position, token in enumerate((*client.prompt, *client.streamed)[: entry.start]):
+            history = self._history(history, token)
+            place = (entry.blocks[position // kv.block_tokens], position % kv.block_tokens)
+            found = self.cache[model].get(place)
+            assert found == history, f"{model} for {entry}: {place} holds {found}"
 
     def _history(self, before: int | str, token: int) -> int:
         """Returns the id of a sequence of tokens under a salt, by that of all but its last."""
@@ -424,14 +480,27 @@ class VirtualMachine:
         assert isinstance(step, Step)
         if isinstance(event, StepFailed):
             self._lose_pool(step.model)
+            if isinstance(step, Verify):
+                self._lose_pool(step.draft.model)
         elif isinstance(step, Embed):
             for entry in step.entries:
                 self.clients[entry.request_id].embedded.add(entry.index)
         else:
             for entry, drawn in zip(step.entries, event.tokens, strict=True):
-                self._write(step.model, entry, (*entry.tokens, *drawn[:-1]))
+                num_more = self._num_more(step, entry)
+                assert len(drawn) <= 1 + num_more, f"{step} gave {drawn}"
+                self._write(step.model, entry, (*entry.tokens, *drawn[:-1]), num_more - len(drawn[:-1]))
+            if isinstance(step, Verify):
+                self._end_draft(step, event)
 
-    def _write(self, model: str, entry: SequenceEntry, tokens: tuple[int, ...]) -> None:
+    def _end_draft(self, verify: Verify, event: StepDone) -> None:
+        drawn_for = {entry.request_id: drawn for entry, drawn in zip(verify.entries, event.tokens, strict=True)}
+        for entry, count in zip(verify.draft.entries, verify.draft.num_tokens, strict=True):
+            right = drawn_for[entry.request_id][:-1][: count - 1]  # the last of its proposals it has not computed
+            self._write(verify.draft.model, entry, (*entry.tokens, *right), count - 1 - len(right))
+
+    def _write(self, model: str, entry: SequenceEntry, tokens: tuple[int, ...], num_rejected: int = 0) -> None:
+        """Notes what a step has computed of a sequence: tokens, and after them others that turned out wrong."""
         client, kv = self.clients[entry.request_id], self.models[model].kv
         work = client.request.work
         assert isinstance(work, GenerateWork)
@@ -442,7 +511,11 @@ class VirtualMachine:
         for position, token in enumerate(tokens, entry.start):
             history = self._history(history, token)
             self.cache[model][entry.blocks[position // kv.block_tokens], position % kv.block_tokens] = history
-        client.num_known = entry.start + len(tokens)
+        end = entry.start + len(tokens)
+        for position in range(end, end + num_rejected):
+            self.cache[model].pop((entry.blocks[position // kv.block_tokens], position % kv.block_tokens), None)
+        if client.request.model == model:
+            client.num_known = end
 
     # Clients
 
@@ -543,13 +616,14 @@ def verify(
     budget: TierBudget,
     answer: Answer,
     routes: Mapping[str, Sequence[str]] | None = None,
+    drafts: Mapping[str, str] | None = None,
 ) -> None:
     """Checks a record against every rule above.
 
     Raises:
         AssertionError: naming the rule that is broken, and by what.
     """
-    machine = VirtualMachine(models, budget, answer, routes)
+    machine = VirtualMachine(models, budget, answer, routes, drafts)
     for record in records:
         machine.see(record)
     machine.finish()
