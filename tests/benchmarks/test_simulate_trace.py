@@ -1,59 +1,66 @@
-"""Simulated traces: against real runs of the same traces on this machine, and how much faster than real time.
+"""Simulated traces against real runs of the same traces on this machine.
 
-Fidelity needs an otherwise idle machine: a target is calibrated, a bundle of two models under a budget for one of them
-is served and asked over HTTP at three loads, and the same requests are simulated. Both columns are printed.
+Needs an otherwise idle machine for some minutes: a bundle of two models is made, under a budget for one of them, and a
+target is calibrated with it. Then it is served and asked over HTTP at three loads, by a server of its own for each, for
+it learns from what it is asked; and the same requests are simulated. Both columns are printed, and for each kind of
+step how many there were and what one took: where the numbers agree, decisions did, and what is left are durations.
+
+`PLAIT_TRACE=FILE` takes a trace of one's own, of any kind that `plait bench serve --trace` reads: its two most used
+names stand for the models, its lengths are cut, and its time is scaled to the loads. `PLAIT_BUNDLE=DIR` takes a bundle
+that an earlier run left there, or leaves it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
+import os
 import random
 import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
+from benchmarks.timelines import comparison, read_spans, served_and_watched, spans
 
 import plait
-from plait.cli.bench_child import served
-from plait.compiler.bundle.manifest import TierBudget
 from plait.compiler.bundle.reader import Bundle
 from plait.compiler.bundle.spec import BundleSpec
-from plait.compiler.rack.planner import plan_rack
 from plait.compiler.target import load_target
-from plait.runtime.bench.arrivals import Arrival
+from plait.runtime.bench.arrivals import Arrival, Mix, read_trace
 from plait.runtime.bench.client import Endpoint, Reply, ask, connect
 from plait.runtime.bench.load import Load, Run, run_load
 from plait.runtime.bench.measures import Bound
-from plait.runtime.bench.prompts import random_prompt
+from plait.runtime.bench.prompts import prompt_of
 from plait.runtime.bench.summary import Summary, summarize
+from plait.runtime.events import Action, Event
 from plait.runtime.simulation.machine import Machine, machine_of_bundle
-from plait.runtime.simulation.rack import machine_of_plan
 from plait.runtime.simulation.replay import replay
 from plait.runtime.simulation.report import report
 
 MAX_BATCH = 4
 MODEL = {"source": "smollm2-135m", "dtype": "bf16", "sequence": 256, "batch": MAX_BATCH, "kv_tokens": 1024}
-SPEC = {"bundle": "two", "budget": {"hbm": "360MiB", "ddr": "2GiB"}, "models": {"one": MODEL, "two": MODEL}}
+NAMES = ("one", "two")
+SPEC = {
+    "bundle": "two",
+    "target": "cpu-tiered",
+    "budget": {"hbm": "360MiB", "ddr": "2GiB"},
+    "models": dict.fromkeys(NAMES, MODEL),
+}
 COMMAND = str(Path(sys.executable).with_name("plait"))
-LOADS = (0.4, 0.6, 0.8)  # requests, times what one after the other would take
+LOADS = (0.5, 0.75, 1.0)  # requests, times what one after the other would take; steps of several take less
 NUM_REQUESTS = 80
+MOST_INPUT, MOST_OUTPUT = 96, 40  # tokens
 CHANGE = 0.25  # probability that the next request is for the other model
 KEPT = 0.8  # share of requests that keep the bound on TTFT in the simulation
+WARM_UP = (1, 2, MAX_BATCH)  # clients at once, of two requests each
+LIMITS = {"goodput": 0.10, "ttft p50": 0.15, "ttft p95": 0.15, "switches": 0.05}
 ENDPOINT = Endpoint("completions", ignores_eos=True)
-
-RACK = {"sequence": 4096, "batch": 32, "kv_tokens": 65536, "copies": 10}
-RACK_MODELS = {
-    "large": {"source": "llama-3.1-8b", **RACK},
-    "medium": {"source": "llama-3.2-3b", **RACK},
-    "small": {"source": "llama-3.2-1b", **RACK},
-}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(directory: Path) -> Bundle:
-    return plait.bundle(BundleSpec.model_validate(SPEC), directory / "two.plait", base=directory)
+    path = Path(os.environ.get("PLAIT_BUNDLE", directory / "two.plait"))
+    return plait.load(path) if path.exists() else plait.bundle(BundleSpec.model_validate(SPEC), path, base=directory)
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +82,29 @@ def calibrated(bundle: Bundle, directory: Path) -> Path:
     return file
 
 
-def requests(seed: int) -> list[Arrival]:
-    """Requests a second apart on average, that stay with a model for a while."""
-    draw = random.Random(seed)
+def requests(number: int) -> list[Arrival]:
+    """Requests that stay with a model for a while, a second apart on average; or the next ones of a trace."""
+    if "PLAIT_TRACE" in os.environ:
+        mix = Mix(NAMES, 64, 24, max_input_tokens=MOST_INPUT, max_output_tokens=MOST_OUTPUT)
+        asked = read_trace(Path(os.environ["PLAIT_TRACE"]), mix, num_names=len(NAMES) if _names_models() else None)
+        asked = asked[number * NUM_REQUESTS : (number + 1) * NUM_REQUESTS] or asked[:NUM_REQUESTS]
+        apart = (asked[-1].seconds - asked[0].seconds) / len(asked)
+        return [dataclasses.replace(each, seconds=(each.seconds - asked[0].seconds) / apart) for each in asked]
+    draw = random.Random(number)
     found: list[Arrival] = []
-    seconds, models = 0.0, ["one", "two"]
+    seconds, models = 0.0, list(NAMES)
     for _ in range(NUM_REQUESTS):
         seconds += draw.expovariate(1.0)
         if draw.random() < CHANGE:
             models.reverse()
-        found.append(Arrival(seconds, models[0], draw.randint(8, 96), draw.randint(8, 40)))
+        found.append(Arrival(seconds, models[0], draw.randint(8, MOST_INPUT), draw.randint(8, MOST_OUTPUT)))
     return found
+
+
+def _names_models() -> bool:
+    """Whether a trace says whom it asks."""
+    with Path(os.environ["PLAIT_TRACE"]).open() as file:
+        return "model" in file.readline().lower().split(",")
 
 
 def at_rate(asked: Sequence[Arrival], rate: float) -> list[Arrival]:
@@ -98,34 +118,39 @@ def num_switches(url: str) -> float:
     return sum(map(float, lines))
 
 
-async def run(url: str, asked: Sequence[Arrival]) -> tuple[Run, list[Arrival], float]:
+async def run(url: str, asked: Sequence[Arrival]) -> tuple[Run, list[Arrival], float, float]:
     """Sends requests, as `plait bench serve` does, once every program has run: the first run of each takes longer.
 
     Returns:
-        What came of them, the requests with as many tokens as the server counted, and the number of switches.
+        What came of them, the requests with as many tokens as the server counted, the number of switches, and when the
+        first was sent.
     """
     generator = random.Random()
     counted: dict[Arrival, Arrival] = {}
     async with connect(url, ENDPOINT, None) as http:
 
         async def send(arrival: Arrival) -> Reply:
-            prompt = random_prompt(arrival.input_tokens, generator)
-            reply = await ask(http, ENDPOINT, arrival.model, prompt, arrival.output_tokens)
+            reply = await ask(http, ENDPOINT, arrival.model, prompt_of(arrival, generator), arrival.output_tokens)
             counted[arrival] = dataclasses.replace(arrival, input_tokens=reply.input_tokens or 0)
             return reply
 
-        for name in ("one", "two"):
-            for at_once in (1, 2, MAX_BATCH):
+        for name in NAMES:
+            for at_once in WARM_UP:
                 warm_up = [Arrival(float(number), name, size, 12) for number, size in enumerate((8, 90) * at_once)]
                 await run_load(Load(warm_up, concurrency=at_once), send)
-        before = num_switches(url)
+        before, began = num_switches(url), time.monotonic()
         found = await run_load(Load(asked), send)
-    return found, [counted[each] for each in asked], num_switches(url) - before
+    return found, [counted[each] for each in asked], num_switches(url) - before, began
+
+
+def warm_up() -> list[str]:
+    """Returns the models of the requests that `run` sends first: a server learns from them, too."""
+    return [name for name in NAMES for at_once in WARM_UP for _ in range(2 * at_once)]
 
 
 def alone(machine: Machine) -> float:
     """Seconds of a request that nobody disturbs."""
-    found = replay(machine, at_rate(requests(0), 0.01), warm_up=("one", "two"))
+    found = replay(machine, at_rate(requests(0), 0.01), warm_up=warm_up())
     return statistics.fmean(outcome.reply.end_seconds for outcome in found.run.outcomes)
 
 
@@ -143,57 +168,29 @@ def compared(real: Summary, simulated: Summary, switches: tuple[float, float]) -
     yield "switches", *switches
 
 
-def test_a_simulation_predicts_the_run(bundle: Bundle, calibrated: Path) -> None:
-    budget = TierBudget(bundle.manifest.budget.hbm, bundle.manifest.budget.ddr)
-    machine = machine_of_bundle(bundle.manifest, load_target(calibrated), budget)
-    limits = {"goodput": 0.10, "ttft p50": 0.15, "ttft p95": 0.15, "switches": 0.05}
-    wrong: list[str] = []
+def test_a_simulation_predicts_the_run(bundle: Bundle, calibrated: Path, directory: Path) -> None:
+    machine = machine_of_bundle(bundle.manifest, load_target(calibrated), bundle.manifest.budget)
     capacity = 1 / alone(machine)
-    with served(bundle.path, ["--target", str(calibrated)]) as url:
-        for number, load in enumerate(LOADS):
-            asked = at_rate(requests(number), load * capacity)
-            ran, asked, switched = asyncio.run(run(url, asked))
-            assert not [outcome.reply.failure for outcome in ran.outcomes if outcome.reply.failure]
-            found = replay(machine, asked, warm_up=("one", "two"))
-            times = sorted(outcome.reply.ttft_seconds or 0.0 for outcome in found.run.outcomes)
-            bounds = [Bound("ttft", times[int(KEPT * len(times))])]
-            simulated = report(machine, found, bounds)
-            real = summarize(ran, bounds)
-            print(f"\nload {load:.0%} of {capacity:.3g} requests/s{'':11}real  simulated  error")
-            for name, one, other in compared(real, simulated.summary, (switched, simulated.num_switches)):
-                error = other / one - 1 if one else 0.0
-                print(f"  {name:<28} {one:>9.4g} {other:>10.4g} {error:>+7.1%}")
-                if abs(error) > limits.get(name, 1e9):
-                    wrong.append(f"{name} at {load:.0%}: {error:+.1%}")
+    wrong: list[str] = []
+    for number, load in enumerate(LOADS):
+        with served_and_watched(bundle.path, calibrated, directory / "spans.json") as url:
+            ran, asked, switched, began = asyncio.run(run(url, at_rate(requests(number), load * capacity)))
+        assert not [outcome.reply.failure for outcome in ran.outcomes if outcome.reply.failure]
+        seen: list[tuple[float, Event | Action]] = []
+        found = replay(machine, asked, warm_up=warm_up(), observe=lambda at, item, seen=seen: seen.append((at, item)))
+        times = sorted(outcome.reply.ttft_seconds or 0.0 for outcome in found.run.outcomes)
+        bounds = [Bound("ttft", times[int(KEPT * len(times))])]
+        simulated = report(machine, found, bounds)
+        print(f"\nload {load:.0%} of {capacity:.3g} requests/s{'':11}real  simulated  error")
+        for name, one, other in compared(summarize(ran, bounds), simulated.summary, (switched, simulated.num_switches)):
+            error = other / one - 1 if one else 0.0
+            print(f"  {name:<28} {one:>9.4g} {other:>10.4g} {error:>+7.1%}")
+            if abs(error) > LIMITS.get(name, 1e9):
+                wrong.append(f"{name} at {load:.0%}: {error:+.1%}")
+        real = read_spans(directory / "spans.json")
+        lines = comparison(
+            [span for span in real if span.begin_seconds >= began],
+            [span for span in spans(seen) if span.begin_seconds >= found.begin_seconds],
+        )
+        print("\n".join(f"  {line}" for line in lines))
     assert not wrong, wrong
-
-
-def zipf_requests(rate: float, num: int, models: Sequence[str]) -> list[Arrival]:
-    draw = random.Random(0)
-    weights = [1 / (rank + 1) ** 0.9 for rank in range(len(models))]
-    seconds, found = 0.0, list[Arrival]()
-    for _ in range(num):
-        seconds += draw.expovariate(rate)
-        output = min(200, 1 + int(draw.lognormvariate(2.5, 0.8)))
-        (model,) = draw.choices(models, weights)
-        found.append(Arrival(seconds, model, min(3000, 1 + int(draw.lognormvariate(4.5, 1.0))), output))
-    return found
-
-
-@pytest.mark.parametrize("decode_steps", [1, 16])
-def test_a_rack_of_30_models_is_simulated_faster_than_real_time(decode_steps: int) -> None:
-    spec = BundleSpec.model_validate({"bundle": "rack", "target": "sn40l-16", "models": RACK_MODELS})
-    machine = machine_of_plan(plan_rack(spec))
-    assert len(machine.models) == 30
-    asked = zipf_requests(200.0, 6000, [entry.name for entry in machine.models])
-    gc.collect()
-    gc.disable()  # as `plait simulate trace` does
-    try:
-        found = report(machine, replay(machine, asked, decode_steps=decode_steps))
-    finally:
-        gc.enable()
-    print(f"\n30 models, 200 requests/s, up to {decode_steps} decode steps between decisions")
-    for name, value in found.facts():
-        print(f"  {name:<16} {value}")
-    assert found.summary.num_answered == 6000
-    assert found.times_real_time >= 20 or decode_steps == 1
