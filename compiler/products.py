@@ -8,6 +8,7 @@ all read the weight as it is stored, so that a choice is for one machine and cos
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,6 +70,7 @@ def slices_of(products: Iterable[ProductForm]) -> Mapping[WeightShape, int]:
     return {(product.out_size, product.in_size, product.dtype): product.slices for product in products}
 
 
+@functools.cache  # models of the same shapes get the same programs: a busy moment must not tell them apart
 def _measure(shape: WeightShape) -> ProductForm:
     out_size, in_size, dtype = shape
     count = max(1, min(16, _STREAMED_BYTES // (out_size * in_size * jnp.dtype(dtype).itemsize)))

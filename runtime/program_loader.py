@@ -1,7 +1,8 @@
 """Loading of a bundle's programs: those that answer the first request first, the others behind its back.
 
 A program is read and checked when the bundle is opened, and compiled, most often out of the compilation cache, on
-threads of its own; whoever needs one that is not ready waits for it. What XLA says that a program needs must be known
+threads of its own; whoever needs one that is not ready waits for it. Models of the same shapes have the same programs:
+what is the same is compiled once, and takes memory once. What XLA says that a program needs must be known
 before anything is charged. After a first start it is written down, for this bundle on this machine, and later starts
 do not wait.
 """
@@ -14,7 +15,7 @@ import importlib.metadata
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
@@ -34,6 +35,7 @@ __all__ = ["ProgramLoader"]
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 2  # that compile, or read from the cache
+_Job: TypeAlias = tuple[ModelEntry, ProgramEntry]
 _StageBytes: TypeAlias = dict[str, list[tuple[int, int]]]  # (temporaries, results) of each stage, by program
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,19 +59,21 @@ class ProgramLoader:
         self._entries = bundle.manifest.models
         self._record = _record_of(bundle)
         self._progress = progress
-        jobs = list(_by_need(self._entries))
-        self._num_ready, self._num_jobs = 0, len(jobs)
+        users: dict[Hashable, list[_Job]] = {}  # of each program, however many models it is of
+        for job in _by_need(self._entries):
+            users.setdefault(_identity(bundle, *job), []).append(job)
+        self._num_ready, self._num_jobs = 0, len(users)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="plait-loader")
         try:
-            read = list(self._pool.map(lambda job: _read(bundle, job[1]), jobs))
+            read = list(self._pool.map(lambda jobs: _read(bundle, jobs[0][1]), users.values()))
         except BaseException:
             self.close()
             raise
         self._loading: dict[tuple[str, Configuration], Future[Executable]] = {}
-        for (entry, program), stages in zip(jobs, read, strict=True):
-            future = self._pool.submit(_compile, entry, stages)
+        for jobs, stages in zip(users.values(), read, strict=True):
+            future = self._pool.submit(_compile, jobs[0][0], stages)
             future.add_done_callback(self._is_ready)
-            self._loading[entry.name, program.configuration] = future
+            self._loading |= {(entry.name, program.configuration): future for entry, program in jobs}
 
     def entries(self) -> tuple[ModelEntry, ...]:
         """Returns the models with the bytes that XLA says here; waits for all programs where these are not known yet.
@@ -136,7 +140,7 @@ def _record_of(bundle: Bundle) -> Path:
     return notes_of_programs() / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
 
 
-def _by_need(entries: Sequence[ModelEntry]) -> Iterator[tuple[ModelEntry, ProgramEntry]]:
+def _by_need(entries: Sequence[ModelEntry]) -> Iterator[_Job]:
     """Yields all programs, those that a first, short request takes before the others."""
     first = {
         id(min((p for p in entry.programs if p.configuration.phase == phase), key=_size_of))
@@ -146,6 +150,12 @@ def _by_need(entries: Sequence[ModelEntry]) -> Iterator[tuple[ModelEntry, Progra
     jobs = [(entry, program) for entry in entries for program in entry.programs]
     yield from (job for job in jobs if id(job[1]) in first)
     yield from (job for job in jobs if id(job[1]) not in first)
+
+
+def _identity(bundle: Bundle, entry: ModelEntry, program: ProgramEntry) -> Hashable:
+    """Returns what programs have in common that compile to the same; the files of all are checked at the start."""
+    stages = tuple((bundle.manifest.files[s.file], s.donated, s.takes, s.gives) for s in program.stages)
+    return program.configuration, stages, _num_blocks(entry), _mesh(entry)
 
 
 def _size_of(program: ProgramEntry) -> int:
@@ -170,8 +180,15 @@ def _read(bundle: Bundle, program: ProgramEntry) -> list[Program]:
 
 
 def _compile(entry: ModelEntry, stages: Sequence[Program]) -> Executable:
-    mesh = entry.placement.mesh if entry.placement else Mesh((), ())
-    return compile_program(stages, num_blocks=entry.kv.num_blocks if entry.kv else 0, mesh=mesh)
+    return compile_program(stages, num_blocks=_num_blocks(entry), mesh=_mesh(entry))
+
+
+def _num_blocks(entry: ModelEntry) -> int:
+    return entry.kv.num_blocks if entry.kv else 0
+
+
+def _mesh(entry: ModelEntry) -> Mesh:
+    return entry.placement.mesh if entry.placement else Mesh((), ())
 
 
 def _with_sizes(entry: ModelEntry, known: _StageBytes) -> ModelEntry:

@@ -69,3 +69,14 @@ def test_short_requests_programs_are_loaded_first(bundle: Bundle) -> None:
     for phase in set(phases):
         smallest = min(job.batch * job.new_tokens for job in jobs if job.phase == phase)
         assert any(job.batch * job.new_tokens == smallest for job in first if job.phase == phase)
+
+
+def test_programs_that_are_the_same_are_compiled_once(bundle: Bundle) -> None:
+    told: list[tuple[int, int]] = []
+    loader = ProgramLoader(bundle, lambda done, total: told.append((done, total)))
+    chat, other, embed = (loader.entries()[place] for place in range(3))
+    shapes = [program.configuration for program in chat.programs]
+    assert shapes == [program.configuration for program in other.programs]
+    assert all(loader.executable("chat", each) is loader.executable("other", each) for each in shapes)
+    loader.close()
+    assert {total for _, total in told} == {len(chat.programs) + len(embed.programs)}
