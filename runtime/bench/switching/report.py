@@ -172,7 +172,10 @@ class SwitchReport:
         )
         pace = self.plan.link_bytes_per_s / 1e9
         title = f"agent's loop: embed, rank, chat, guard; link from ddr to hbm at {pace:g} GB/s"
-        note = "of (a): turns/s over those of all resident, the median of the rounds; [95 % interval by bootstrap]"
+        note = (
+            "of (a): turns/s over those of all resident, the median of the rounds; [95 % interval by bootstrap]; "
+            f"not declared: after {self.plan.learning_turns} turns"
+        )
         return Table(title, columns, rows, note)
 
     def _loop_cells(self, way: Way) -> tuple[str, ...]:

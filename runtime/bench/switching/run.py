@@ -36,6 +36,7 @@ class Plan:
     num_turns: int  # of the loop with all resident, and of the declared one
     block_turns: int
     num_rounds: int  # that the other ways take part in, and of switches alone
+    learning_turns: int = 32  # that the look-ahead has seen before the loop that is not declared counts
     wants_timeline: bool = False
 
     @property
@@ -171,7 +172,7 @@ def _measure_loops(
     reloads: tuple[tuple[Way, bool], ...] = (("reload", False), ("reload_cold", True))
     for way, station, ahead in ways:  # programs are loaded, and there is something to be learned from
         progress("warm up", len(runs.loops), len(ways))
-        stations[station].block(ahead, plan.block_turns)
+        stations[station].block(ahead, plan.learning_turns if ahead == "learned" else plan.block_turns)
         runs.loops[way] = Loop()
     progress("warm up", len(ways), len(ways))
     for number in range(plan.num_blocks):

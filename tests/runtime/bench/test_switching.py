@@ -57,7 +57,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plan(bundle: Path) -> Plan:
     moved = open_bundle(bundle).manifest.model("chat-0").moved_bytes
-    return Plan(bundle, moved / SWITCH_SECONDS, TURNS, BLOCK, num_rounds=1, wants_timeline=True)
+    return Plan(bundle, moved / SWITCH_SECONDS, TURNS, BLOCK, num_rounds=1, learning_turns=2, wants_timeline=True)
 
 
 @pytest.fixture(scope="module")
