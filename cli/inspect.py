@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigurationError
 from .garbage import uncollected
-from .options import Json
+from .options import Json, is_bundle
 from .output import note, print_facts, print_json, print_tables, spinner
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def inspect(
     """
     files = {"--html": html, "--perfetto": perfetto, "--csv": csv, "--model-explorer": model_explorer, "--dot": dot}
     wanted = {option: path for option, path in files.items() if path is not None}
-    if (plan / "manifest.json").is_file():
+    if is_bundle(plan):
         from .inspect_bundle import inspect_bundle
 
         if wanted:

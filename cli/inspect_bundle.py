@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .explain_bundle import accuracy_sentence, form_name
 from .output import format_bytes, format_seconds, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _model_data(model: ModelEntry) -> dict[str, object]:
             for program in model.programs
         ],
         "products": [asdict(product) for product in model.products],
+        "accuracy": None if model.accuracy is None else asdict(model.accuracy),
     }
 
 
@@ -117,6 +119,7 @@ def _print_bundle(opened: Bundle) -> None:
             ("files", f"{len(manifest.files)}, {format_bytes(size)} (`plait check` verifies them)"),
             ("made by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
             ("digest", opened.manifest_digest),
+            *((f"model {m.name}", accuracy_sentence(m)) for m in manifest.models if m.accuracy is not None),
             *((f"workflow {name}", " -> ".join(steps)) for name, steps in manifest.workflows.items()),
             *((f"route {name}", f"{r.policy} of {', '.join(r.models)}") for name, r in manifest.routes.items()),
         ]
@@ -180,7 +183,7 @@ def _print_products(models: Sequence[ModelEntry]) -> None:
             (
                 name,
                 f"[{product.out_size}, {product.in_size}]",
-                "one piece" if product.slices == 1 else f"{product.slices} slices",
+                form_name(product.slices),
                 format_seconds(product.seconds[product.slices]),
                 format_seconds(product.seconds[1]),
             )

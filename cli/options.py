@@ -24,6 +24,7 @@ __all__ = [
     "TopP",
     "WeightsForm",
     "check_text",
+    "is_bundle",
     "sampling_params",
 ]
 
@@ -52,6 +53,11 @@ WeightsForm: TypeAlias = Annotated[
     typer.Option(help="Form of the layers' weights; by default as the model stores them."),
 ]
 System: TypeAlias = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
+
+
+def is_bundle(path: Path) -> bool:
+    """Returns whether a path is what `plait bundle` makes, rather than a plan of `plait compile`."""
+    return (path / "manifest.json").is_file()
 
 
 def sampling_params(
