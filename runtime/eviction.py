@@ -31,6 +31,7 @@ _LEARNING_RATE = 0.1
 _FLOOR = 1e-3  # of a count, beside which less is as good as nothing
 _URGENCY_HALF_LIFE = 8  # requests of the model itself
 _MAX_PRIORITY = 8  # classes further from 0 count like this one
+_MAX_UNREAD = 1024  # requests that are learned from when somebody asks
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class EvictionPolicy:
         self._asked: set[int] = set()  # models whose bar is 0
         self._known: Float[np.ndarray, "models features"] = np.zeros((len(models), len(self._weights)))
         self._last: int | None = None
+        self._unread: list[tuple[int, int]] = []  # (model, priority) of requests since somebody last asked
 
     def observe(self, model: str, priority: int = 0) -> None:
         """Takes note of a request.
@@ -68,7 +70,34 @@ class EvictionPolicy:
             model: Which one it asks for.
             priority: Its class; one that comes after another counts half as much.
         """
-        index = self._index[model]
+        self._unread.append((self._index[model], priority))
+        if len(self._unread) == 2 * _MAX_UNREAD:
+            self._count(self._unread[:_MAX_UNREAD])
+            del self._unread[:_MAX_UNREAD]
+
+    def _read(self) -> None:
+        """Learns from what was observed. While all models have room nobody asks, and nothing is learned."""
+        for index, priority in self._unread:
+            self._learn_from(index, priority)
+        self._unread.clear()
+
+    def _count(self, requests: Sequence[tuple[int, int]]) -> None:
+        """Counts requests without learning from them."""
+        indices = np.array([index for index, _ in requests])
+        ages = np.arange(len(indices) - 1, -1, -1)
+        self._counts *= self._decay ** len(indices)
+        np.add.at(self._counts, indices, self._decay ** ages[:, None])
+        latest = dict.fromkeys(indices[::-1].tolist())
+        others = (index for index in np.argsort(self._places).tolist() if index not in latest)
+        for place, index in enumerate([*latest, *others]):
+            self._places[index] = place
+        for index, priority in requests:
+            self._count_urgency(index, priority)
+        self._asked.update(latest)
+        self._bars[indices] = 0
+        self._last = int(indices[-1])
+
+    def _learn_from(self, index: int, priority: int) -> None:
         if index in self._asked:
             if index != self._last:
                 self._learn(index)
@@ -80,15 +109,19 @@ class EvictionPolicy:
         if index != self._last:
             self._places += self._places < self._places[index]
             self._places[index] = 0
+        self._count_urgency(index, priority)
+        self._last = index
+
+    def _count_urgency(self, index: int, priority: int) -> None:
         weight = 0.5 ** min(max(priority, -_MAX_PRIORITY), _MAX_PRIORITY)
         self._urgency[index] += (weight - self._urgency[index]) * (1 - 0.5 ** (1 / _URGENCY_HALF_LIFE))
-        self._last = index
 
     def chances(self) -> dict[str, float]:
         """Returns of each model the chance that it is the next one asked for, after the one that was asked for last.
 
         That one's own chance is as if it had not been the last.
         """
+        self._read()
         scores = self._features() @ self._weights
         odds = np.exp(scores - scores.max())
         others = odds.sum() - (0 if self._last is None else odds[self._last])

@@ -142,6 +142,8 @@ class Moves:
 
     def _next_pinned(self) -> str | None:
         """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""
+        if not any(self._pinned.values()):  # asked at every event
+            return None
         residency = self._residency
         hbm = (name for name in self._pinned["hbm"] if not residency.is_hot(name))
         ddr = (name for name in self._pinned["ddr"] if residency.residency(name) == "cold")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plait.runtime.eviction import EvictionPolicy, Stake
@@ -292,3 +293,17 @@ def test_equal_streams_give_equal_orders():
         first.observe(model)
         second.observe(model)
         assert first.costs(dict.fromkeys(names, EQUAL)) == second.costs(dict.fromkeys(names, EQUAL))
+
+
+def test_requests_that_nobody_asks_about_are_counted_alike():
+    stream = random.Random(5).choices("abcdef", [6, 5, 4, 3, 2, 1], k=3000)
+    unread, read = EvictionPolicy("abcdefg"), EvictionPolicy("abcdefg")
+    for place, model in enumerate(stream):
+        unread.observe(model, place % 3)
+        read.observe(model, place % 3)
+        read.chances()
+    unread.chances()
+    np.testing.assert_allclose(unread._counts, read._counts)
+    np.testing.assert_array_equal(unread._places, read._places)
+    assert unread._urgency == pytest.approx(read._urgency)
+    assert unread.chances()["g"] < min(unread.chances()[name] for name in "abcdef")
