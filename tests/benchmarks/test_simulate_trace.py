@@ -58,7 +58,7 @@ NUM_REQUESTS = 80
 MOST_INPUT, MOST_OUTPUT = 96, 40  # tokens
 CHANGE = 0.25  # probability that the next request is for the other model
 KEPT = 0.8  # share of requests that keep the bound on TTFT in the simulation
-WARM_UP = (1, 2, MAX_BATCH)  # clients at once, of two requests each
+WARM_UP = (8, 40, 90)  # tokens of prompts: one for each program
 LIMITS = {"goodput": 0.10, "ttft p50": 0.15, "ttft p95": 0.15, "switches": 0.05}
 ENDPOINT = Endpoint("completions", ignores_eos=True)
 
@@ -134,18 +134,23 @@ async def run(url: str, asked: Sequence[Arrival]) -> tuple[Run, list[Arrival], f
             counted[arrival] = dataclasses.replace(arrival, input_tokens=reply.input_tokens or 0)
             return reply
 
-        for name in NAMES:
-            for at_once in WARM_UP:
-                warm_up = [Arrival(float(number), name, size, 12) for number, size in enumerate((8, 90) * at_once)]
-                await run_load(Load(warm_up, concurrency=at_once), send)
+        for name, at_once in warm_ups():
+            sizes = enumerate(WARM_UP * at_once)
+            warm_up = [Arrival(float(number), name, size, 12) for number, size in sizes]
+            await run_load(Load(warm_up, concurrency=at_once), send)
         before, began = num_switches(url), time.monotonic()
         found = await run_load(Load(asked), send)
     return found, [counted[each] for each in asked], num_switches(url) - before, began
 
 
+def warm_ups() -> list[tuple[str, int]]:
+    """Returns whom to ask first, and how many requests at once, until every program and every copy has run once."""
+    return [*((name, at_once) for name in NAMES for at_once in (1, 2, MAX_BATCH)), *((name, 1) for name in NAMES)]
+
+
 def warm_up() -> list[str]:
     """Returns the models of the requests that `run` sends first: a server learns from them, too."""
-    return [name for name in NAMES for at_once in WARM_UP for _ in range(2 * at_once)]
+    return [name for name, at_once in warm_ups() for _ in range(len(WARM_UP) * at_once)]
 
 
 def alone(machine: Machine) -> float:
