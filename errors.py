@@ -20,6 +20,7 @@
         ├── RequestTimeoutError       408
         ├── ModelStateError           409: where the model is, it has to stay
         ├── QueueFullError            429
+        ├── ModelUnhealthyError       503: a model that does not answer as it should
         └── ShuttingDownError         503
 
 A message says what, the values, the limit and the remedy.
@@ -42,6 +43,7 @@ __all__ = [
     "ModelError",
     "ModelNotFoundError",
     "ModelStateError",
+    "ModelUnhealthyError",
     "PlaitError",
     "PullError",
     "QueueFullError",
@@ -195,6 +197,14 @@ class QueueFullError(RequestError):
     status = 429
     type = "rate_limit_error"
     default_code = "queue_full"
+
+
+class ModelUnhealthyError(RequestError):
+    """503: a model has failed its check and answers nobody until it is loaded anew."""
+
+    status = 503
+    type = "server_error"
+    default_code = "model_unhealthy"
 
 
 class ShuttingDownError(RequestError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_text
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,6 +45,12 @@ def serve(
         list[str] | None,
         typer.Option(metavar="[MODEL=]FORM", help="How a model writes tool calls, if not as its chat template tells."),
     ] = None,
+    canary: Annotated[
+        Literal["first", "always", "never"],
+        typer.Option(
+            help="When a model that woke up is asked what it said when it was bundled: refused if it differs."
+        ),
+    ] = "first",
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a bundle behind one OpenAI-compatible endpoint.
@@ -79,6 +85,7 @@ def serve(
             max_requests=max_requests,
             queue_timeout_seconds=queue_timeout,
             tool_parsers=_tool_parsers(tool_parser or [], opened),
+            canary=canary,
             progress=lambda done, total: bars.update("load programs", done, total),
         )
     with runtime:

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import ExecutionError, PlaitError, QueueFullError, ShuttingDownError
+from .canary import Canaries
 from .clock import Clock
 from .energy import EnergyMeter
 from .events import (
@@ -26,6 +27,8 @@ from .events import (
     Arrival,
     Cancel,
     CancelTransfer,
+    Check,
+    Checked,
     CopyBlocks,
     Decode,
     DropBlocks,
@@ -134,6 +137,7 @@ class EngineCore:
         metrics: Told what happens.
         max_requests: Requests under way at once; further ones are refused.
         energy: Says what steps take; None: nothing is known of power.
+        canaries: Say what models that wake up are asked, and what their answers mean; None: nothing.
     """
 
     def __init__(
@@ -145,6 +149,7 @@ class EngineCore:
         *,
         max_requests: int,
         energy: EnergyMeter | None = None,
+        canaries: Canaries | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
@@ -152,6 +157,7 @@ class EngineCore:
         self._metrics = metrics
         self._max_requests = max_requests
         self._energy = energy
+        self._canaries = canaries
         self._events: queue.SimpleQueue[Event | _Arrived | _Stop] = queue.SimpleQueue()
         self._transfers: queue.SimpleQueue[Transfer | _Stop] = queue.SimpleQueue()
         self._cancelled: set[int] = set()  # ids of transfers that are to end
@@ -343,6 +349,8 @@ class EngineCore:
         vectors = self._forget_vectors(reply.request_id) if is_last else ()
         logprobs = self._executor.logprobs.pop(reply.request_id, [])[: len(reply.tokens)]  # an end is no token
         if client is None:
+            if reply.request_id < 0:
+                self._hear_canary(reply, vectors)
             return
         if reply.timing is not None and not client.is_answered:
             client.is_answered = True
@@ -356,6 +364,23 @@ class EngineCore:
             self._metrics.request_finished(client.model, "error")
         energy = None if self._energy is None else Energy(client.joules, self._energy.source)
         client.sink(Outcome(reply, vectors, tuple(logprobs), energy))
+
+    def _ask_canary(self, model: str) -> None:
+        request = None if self._canaries is None else self._canaries.wake(model)
+        if request is not None:
+            self._events.put(Check(request))
+
+    def _hear_canary(self, reply: Reply, vectors: Sequence[np.ndarray]) -> None:
+        assert self._canaries is not None, "nobody else asks under such numbers"
+        model = self._canaries.model_of(reply.request_id)
+        verdict = self._canaries.hear(reply, vectors)
+        if reply.failure == "dropped" and self._scheduler.residency.is_hot(model):
+            self._ask_canary(model)
+        if verdict is not None:
+            self._metrics.checked(verdict.model, is_healthy=not verdict.message)
+            if verdict.message:
+                _LOG.error("%s", verdict.message)
+            self._events.put(Checked(verdict.model, verdict.message))
 
     def _tell_route(self, routed: Routed) -> None:
         with self._lock:
@@ -380,6 +405,8 @@ class EngineCore:
         record = item.moved.record
         self.records.append(record)
         self._metrics.switched(record.model, record.source, record.destination, record.num_bytes, record.seconds)
+        if record.destination == "hbm":
+            self._ask_canary(record.model)
         self._observe_memory()
 
     def _observe_memory(self) -> None:

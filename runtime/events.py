@@ -23,6 +23,8 @@ __all__ = [
     "Arrival",
     "Cancel",
     "CancelTransfer",
+    "Check",
+    "Checked",
     "Constraint",
     "CopyBlocks",
     "Decode",
@@ -64,7 +66,7 @@ __all__ = [
 ]
 
 TierName: TypeAlias = Literal["hbm", "ddr", "disk"]
-FailureCode: TypeAlias = Literal["timeout", "failed"]
+FailureCode: TypeAlias = Literal["timeout", "failed", "unhealthy", "dropped"]  # dropped: a check that was in the way
 
 CHUNK_BYTES = 16 << 20  # of a transfer: it can end after any of them
 
@@ -192,6 +194,21 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A request of the runtime itself, to find out about a hot model: it comes after all others, and gives way."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A check has shown what a model is worth."""
+
+    model: str
+    message: str  # what is wrong with it; "" if nothing is
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A step, or a copy in the place of one, has ended; `tokens` holds those drawn for each entry, if it has any."""
 
@@ -246,7 +263,7 @@ class Timer:
 
 
 TransferEnd: TypeAlias = TransferDone | TransferCancelled | TransferFailed
-Event: TypeAlias = Arrival | Cancel | StepDone | StepFailed | TransferProgressed | TransferEnd | Timer
+Event: TypeAlias = Arrival | Cancel | Check | Checked | StepDone | StepFailed | TransferProgressed | TransferEnd | Timer
 
 
 # Actions

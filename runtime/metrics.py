@@ -136,6 +136,11 @@ class Metrics:
         self._memory.evictions.labels(model).inc()
         self._memory.eviction_age.labels(model).observe(age_seconds)
 
+    def checked(self, model: str, *, is_healthy: bool) -> None:
+        """Counts a check of a model's canary, and whether it failed."""
+        self._requests.canaries.labels(model).inc()
+        self._requests.canary_failures.labels(model).inc(0 if is_healthy else 1)
+
     def tier(self, tier: TierName, used_bytes: int, peak_bytes: int, budget_bytes: int) -> None:
         """Sets how full a memory tier is, the most it ever was, and how full it may be."""
         self._memory.used.labels(tier).set(used_bytes)
@@ -168,6 +173,8 @@ class _RequestFamilies:
     accepted_tokens: Counter
     by_residency: Counter
     routed: Counter
+    canaries: Counter
+    canary_failures: Counter
     started: Counter
     joules: Counter
     finished: Counter
@@ -202,6 +209,8 @@ class _RequestFamilies:
             accepted_tokens=counter("plait_speculative_accepted_tokens", "Of these, tokens that came into an answer."),
             by_residency=counter("plait_requests_by_residency", "Requests by where the model was.", "class"),
             routed=counter("plait_requests_routed", "Requests by a route's name, by who got them.", "route"),
+            canaries=counter("plait_canary_checks", "Checks of a model against what it said when it was bundled."),
+            canary_failures=counter("plait_canary_failures", "Of these, those that a model failed."),
             started=counter("plait_requests_started", "Requests whose first step began."),
             joules=counter("plait_joules", "Energy of steps, measured or modelled; 0 where nothing is known of power."),
             finished=counter("vllm:request_success", "Requests that ended, by how.", "finished_reason"),

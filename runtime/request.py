@@ -16,6 +16,7 @@ __all__ = [
     "EmbedResult",
     "Energy",
     "FinishReason",
+    "Health",
     "JoulesSource",
     "ModelStatus",
     "Piece",
@@ -36,6 +37,7 @@ MAX_LOGPROBS = 20  # of the likeliest tokens in the place of each, as OpenAI has
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 JoulesSource: TypeAlias = Literal["measured", "modelled"]
+Health: TypeAlias = Literal["unchecked", "healthy", "unhealthy"]
 Residency: TypeAlias = Literal["hot", "warm", "cold"]
 
 
@@ -236,3 +238,4 @@ class ModelStatus:
     weights_bytes: int
     kv_bytes: int
     workspace_bytes: int
+    health: Health = "unchecked"  # what its canary has shown

@@ -7,7 +7,8 @@ each would cost. Deterministic, and part of the scheduler: a simulated request i
 Policies:
 - cheapest: the model for which a request waits for the shortest transfers; of hot ones the one with the fewest
   requests, then the one that comes first in the route. A transfer that others wait for already counts half, so that
-  requests which come one after the other don't bring a second model. What leaves to make room is not counted.
+  requests which come one after the other don't bring a second model. What leaves to make room is not counted. One
+  that has failed its check is the last choice.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Costs(Protocol):
 
     def is_coming(self, model: str) -> bool:
         """Whether somebody waits for the model already, or it is on its way."""
+        ...
+
+    def is_healthy(self, model: str) -> bool:
+        """Whether the model has failed no check."""
         ...
 
     def num_requests(self, model: str) -> int:
@@ -67,7 +72,7 @@ def _cheapest(models: Sequence[str], residency: ResidencyManager, costs: Costs) 
             return 0.0
         return costs.switch_seconds(model) * (0.5 if costs.is_coming(model) else 1.0)
 
-    return min(models, key=lambda model: (seconds(model), costs.num_requests(model)))
+    return min(models, key=lambda model: (not costs.is_healthy(model), seconds(model), costs.num_requests(model)))
 
 
 _POLICIES = {"cheapest": _cheapest}

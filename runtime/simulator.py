@@ -25,6 +25,7 @@ from .events import (
     Arrival,
     Cancel,
     CancelTransfer,
+    Check,
     Decode,
     Embed,
     Event,
@@ -260,7 +261,7 @@ class Simulation:
             if isinstance(event, TransferProgressed | TransferEnd) and not self._is_under_way(event):
                 continue
             self.now = max(at, self._free_at)
-            if isinstance(event, Arrival):
+            if isinstance(event, Arrival | Check):
                 self._executor.expect(event.request)
             if isinstance(event, TransferDone):
                 self._spend(self._executor.take_over())
@@ -320,6 +321,7 @@ def simulate(
     arrivals: Iterable[tuple[float, Request]],
     *,
     cancels: Iterable[tuple[float, int]] = (),
+    events: Iterable[tuple[float, Event]] = (),
     until_seconds: float = float("inf"),
 ) -> tuple[Record, ...]:
     """Returns everything that happens, in order, until nothing is under way any more.
@@ -329,6 +331,7 @@ def simulate(
         executor: Of the same models.
         arrivals: Seconds from the start, and the request that comes in then.
         cancels: Seconds from the start, and the id of the request whose client goes away then.
+        events: Seconds from the start, and what else happens then.
         until_seconds: When to stop whatever is under way.
     """
     records: list[Record] = []
@@ -337,6 +340,8 @@ def simulate(
         simulation.send(at, Arrival(request))
     for at, request_id in cancels:
         simulation.send(at, Cancel(request_id))
+    for at, event in events:
+        simulation.send(at, event)
     simulation.start()
     simulation.run(until_seconds)
     return tuple(records)

@@ -24,12 +24,14 @@ from ...models.config import DecoderConfig, StoredForm
 from ...models.family import build
 from ..configuration import BLOCK_TOKENS, Configuration, configurations
 from ..cut import StageCut
-from ..executable import compile_program, provide_devices, use_compilation_cache
+from ..executable import Executable, compile_program, provide_devices, use_compilation_cache
 from ..memory import plan_memory
 from ..merge import merge_specs, merge_tensors
 from ..partition.footprint import Footprints
 from ..target import Target, load_target
+from .canary import record_canary
 from .manifest import (
+    Canary,
     Capability,
     KVPlan,
     Manifest,
@@ -159,6 +161,7 @@ def _build_model(
     if checkpoint.chat_template is not None:
         writer.add_bytes(f"{folder}/chat_template.jinja", checkpoint.chat_template.encode())
     mapped = map_weights(weights)
+    programs, canary = _build_programs(name, placed, wanted, kv, mapped, writer, report)
     return ModelEntry(
         name=name,
         aliases=spec.aliases,
@@ -172,7 +175,7 @@ def _build_model(
         weights=f"{folder}/weights.safetensors",
         weights_bytes=mapped.num_bytes,
         kv=kv,
-        programs=tuple(_build_programs(name, placed, wanted, kv, mapped, writer, report)),
+        programs=programs,
         tokenizer=f"{folder}/tokenizer.json",
         chat_template=f"{folder}/chat_template.jinja" if checkpoint.chat_template is not None else None,
         bos_token=checkpoint.bos_token,
@@ -181,6 +184,7 @@ def _build_model(
         sampling=_sampling(spec),
         placement=placed.placement,
         products=placed.products,
+        canary=canary,
     )
 
 
@@ -269,13 +273,19 @@ def _build_programs(
     weights: MappedWeights,
     writer: BundleWriter,
     report: BuildProgress,
-) -> Iterator[ProgramEntry]:
+) -> tuple[tuple[ProgramEntry, ...], Canary]:
     parameters = place_weights(weights, placed.placement)
+    entries: list[ProgramEntry] = []
+    executables: dict[Configuration, Executable] = {}
     try:
         for index, configuration in enumerate(wanted):
             report(name, "programs", index, len(wanted))
-            yield _build_program(f"models/{name}/programs", placed, configuration, kv, parameters, writer)
+            entry, executable = _build_program(f"models/{name}/programs", placed, configuration, kv, parameters, writer)
+            entries.append(entry)
+            executables[configuration] = executable
+        canary = record_canary(executables, placed.config.vocab_size, parameters, empty_pools(placed, kv))
         report(name, "programs", len(wanted), len(wanted))
+        return tuple(entries), canary
     finally:
         # At once, rather than with the frames that tracing keeps in cycles: what is built here may be run here next.
         for array in (array for stage in parameters for array in stage.values()):
@@ -289,7 +299,7 @@ def _build_program(
     kv: KVPlan | None,
     parameters: Sequence[dict[str, jax.Array]],
     writer: BundleWriter,
-) -> ProgramEntry:
+) -> tuple[ProgramEntry, Executable]:
     traced, cuts = placed.stages(configuration)
     num_blocks = kv.num_blocks if kv else 0
     programs = [placed.lower(stage, configuration, num_blocks) for stage in cuts]
@@ -309,13 +319,14 @@ def _build_program(
             )
         )
     pools = empty_pools(placed, kv)
-    return ProgramEntry(
+    entry = ProgramEntry(
         configuration=configuration,
         stages=tuple(entries),
         flops=traced.graph.flops,
         predicted_temporary_bytes=max(map(_predicted_temporary_bytes, cuts)),
         step_seconds=time_step(executable, configuration, parameters, pools),
     )
+    return entry, executable
 
 
 def _predicted_temporary_bytes(stage: StageCut) -> int:

@@ -88,6 +88,7 @@ def _check_model(manifest: Manifest, model: ModelEntry) -> None:
                 f"model {model.name!r} has the impossible configuration {shapes.id} for a sequence of {model.sequence}"
             )
     _check_architecture(model)
+    _check_canary(model)
     _check_stages(model)
 
 
@@ -110,6 +111,16 @@ def _check_architecture(model: ModelEntry) -> None:
     if isinstance(config, DecoderConfig) != (model.kv is not None):
         what = "no KV cache" if model.kv is None else "a KV cache"
         raise BundleIntegrityError(f"model {model.name!r} of family {config.family!r} has {what}")
+
+
+def _check_canary(model: ModelEntry) -> None:
+    canary, vocab_size = model.canary, model.config.vocab_size
+    if canary is None:
+        return
+    if max(*canary.prompt, *canary.tokens, 0) >= vocab_size:
+        raise BundleIntegrityError(f"the canary of model {model.name!r} has tokens beyond its {vocab_size}")
+    if len(canary.prompt) + len(canary.tokens) > model.sequence:
+        raise BundleIntegrityError(f"the canary of model {model.name!r} is longer than its sequence {model.sequence}")
 
 
 def _check_stages(model: ModelEntry) -> None:

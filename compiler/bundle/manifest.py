@@ -23,6 +23,7 @@ from .placement import DeviceShare, Placement
 
 __all__ = [
     "FORMAT_VERSION",
+    "Canary",
     "FileEntry",
     "KVPlan",
     "Manifest",
@@ -122,6 +123,17 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Canary:
+    """What a model answers to a few tokens, if its weights are whole."""
+
+    __pydantic_config__ = _STRICT
+
+    prompt: Annotated[tuple[NonNegativeInt, ...], pydantic.Field(min_length=1)]
+    tokens: tuple[NonNegativeInt, ...] = ()  # of a decoder: its greedy answer, as far as that is clear
+    values: tuple[tuple[NonNegativeInt, float], ...] = ()  # of an encoder: some of its vector's, by position
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One model of the bundle."""
 
@@ -148,6 +160,7 @@ class ModelEntry:
     sampling: Sampling = field(default_factory=Sampling)
     placement: Placement | None = None  # None: whole on the first device
     products: tuple[ProductForm, ...] = ()  # in which form products of a few rows were fastest where it was made
+    canary: Canary | None = None
 
     @property
     def config(self) -> DecoderConfig | EncoderConfig:

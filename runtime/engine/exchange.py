@@ -7,7 +7,7 @@ import itertools
 import queue
 from collections.abc import AsyncGenerator, Callable, Generator
 
-from ...errors import ExecutionError, RequestTimeoutError
+from ...errors import ExecutionError, ModelUnhealthyError, RequestTimeoutError
 from ..clock import Clock
 from ..core import EngineCore, Outcome
 from ..events import EmbedWork, GenerateWork, Request, Work
@@ -96,6 +96,8 @@ def _into(outcomes: asyncio.Queue[Outcome]) -> Callable[[Outcome], None]:
 def _checked(outcome: Outcome) -> Outcome:
     if outcome.reply.failure == "timeout":
         raise RequestTimeoutError(outcome.reply.message)
+    if outcome.reply.failure == "unhealthy":
+        raise ModelUnhealthyError(outcome.reply.message)
     if outcome.reply.failure is not None:
         raise ExecutionError(outcome.reply.message)
     return outcome

@@ -21,6 +21,7 @@ from ...compiler.bundle.reader import Bundle, open_bundle
 from ...compiler.bundle.spec import parse_bytes
 from ...compiler.target import Target
 from ...errors import ConfigurationError
+from ..canary import Canaries, CanaryPolicy
 from ..clock import MonotonicClock
 from ..core import EngineCore, TierUse, Watcher
 from ..energy import energy_meter
@@ -60,6 +61,8 @@ class Runtime:
             many as the programs take.
         tool_parsers: Name of the form in which a model writes tool calls, by the model's name; by default its chat
             template tells.
+        canary: After which wakes a model is asked what it said when it was bundled, once nobody waits: the first that
+            goes well, always or never. One that says something else answers nobody until it is loaded anew.
         progress: Told how many of the programs are loaded.
 
     Raises:
@@ -79,6 +82,7 @@ class Runtime:
         queue_timeout_seconds: float | None = None,
         prefill_tokens: int | None = None,
         tool_parsers: Mapping[str, str] | None = None,
+        canary: CanaryPolicy = "first",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
@@ -113,6 +117,7 @@ class Runtime:
         )
         self._served = ServedModels(self.bundle, entries, manifest.routes, tool_formats)
         clock = MonotonicClock()
+        self._canaries = Canaries(entries, canary)
         self._core = EngineCore(
             self._scheduler,
             executor,
@@ -120,6 +125,7 @@ class Runtime:
             self.metrics,
             max_requests=max_requests,
             energy=energy_meter(self.target, manifest.num_devices),
+            canaries=self._canaries,
         )
         exchange = Exchange(self._core, clock, self.metrics)
         self._generation = Generation(exchange)
@@ -372,6 +378,7 @@ class Runtime:
             weights_bytes=entry.weights_bytes,
             kv_bytes=entry.kv_bytes,
             workspace_bytes=entry.workspace_bytes,
+            health=self._canaries.health(entry.name),
         )
 
 

@@ -24,6 +24,10 @@ class StateCosts:
         transfer = self._state.transfer
         return bool(self._state.queues[model].waiting) or (transfer is not None and transfer.model == model)
 
+    def is_healthy(self, model: str) -> bool:
+        """Whether the model has failed no check."""
+        return model not in self._state.unhealthy
+
     def num_requests(self, model: str) -> int:
         """Returns how many requests a model has, those that wait included."""
         queue = self._state.queues[model]

@@ -20,7 +20,11 @@ from ..events import (
     Action,
     Arrival,
     Cancel,
+    Check,
+    Checked,
+    EmbedWork,
     Event,
+    GenerateWork,
     LoadBlocks,
     Reply,
     Request,
@@ -43,6 +47,7 @@ from ..request import FinishReason
 from ..residency import ResidencyManager
 from ..routing import Router
 from .admission import Admission
+from .checks import Checks
 from .copies import BlockCopies
 from .costs import StateCosts
 from .loads import Loads
@@ -106,6 +111,7 @@ class Scheduler:
         self._router = Router(models, routes or {})
         self._costs = StateCosts(self._state, self.foresight)
         self._loads = Loads(self._state, self._copies, self._moves)
+        self._checks = Checks(self._state)
         self._admission = Admission(self._state)
         self._steps = StepPlanner(
             self._state, self._copies, self._speculation, decode_steps=decode_steps, prefill_tokens=prefill_tokens
@@ -133,6 +139,10 @@ class Scheduler:
                 actions += self._arrive(request, now)
             case Cancel(request_id):
                 self._cancel(request_id)
+            case Check(request):
+                actions += self._checks.ask(request)
+            case Checked(model, message):
+                actions += self._checks.judge(model, message)
             case StepDone(step_id, tokens):
                 actions += self._step_done(step_id, tokens, now)
             case StepFailed(step_id, message):
@@ -150,9 +160,10 @@ class Scheduler:
         return actions + self._advance(now)
 
     def _advance(self, now: float) -> list[Action]:
-        asked = self._loads.plan(now)
+        actions = self._checks.make_way() + self._loads.plan(now)
         barrier, moves = self._moves.plan(now)
-        actions = [*asked, *moves]
+        actions += moves
+        actions += self._checks.begin(now)
         for queue in self.queues.values():
             if queue.waiting:
                 actions += self._admission.admit(queue, barrier)
@@ -168,11 +179,15 @@ class Scheduler:
         if model != request.model:
             yield Routed(request.id, model)
             request = replace(request, model=model)
+        is_asked = isinstance(request.work, GenerateWork | EmbedWork)
+        if is_asked and (message := self._state.unhealthy.get(model)) is not None:
+            yield self._checks.refuse(request, message)
+            return
         job = job_of(request, (request.priority, self._state.next_id()), now)
         self._state.jobs[request.id] = job
         if isinstance(job, LoadJob | UnloadJob):
             self._loads.ask(job)
-        else:
+        if is_asked:
             self.foresight.observe(request, now)
         self._state.wait(job)
         self.queues[request.model].shares.join(request.client)

@@ -66,6 +66,7 @@ class State:
     step: StepInFlight | None = None
     transfer: TransferInFlight | None = None
     serial: int = 0
+    unhealthy: dict[str, str] = field(default_factory=dict[str, str])  # by model, what is wrong with it
     draft_of: Mapping[str, str] = field(default_factory=dict[str, str])  # by target
 
     @property

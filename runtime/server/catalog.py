@@ -66,6 +66,7 @@ def model_item(status: ModelStatus, created: int) -> ModelItem:
         capabilities=list(status.capabilities),
         residency=status.residency,
         bytes=ModelBytes(weights=status.weights_bytes, kv=status.kv_bytes, workspace=status.workspace_bytes),
+        health=status.health,
         aliases=list(status.aliases),
         pin=status.pin,
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from ..request import FinishReason, JoulesSource, Residency, TokenLogprobs, TokenScore, ToolCall, ToolCallDelta
+from ..request import FinishReason, Health, JoulesSource, Residency, TokenLogprobs, TokenScore, ToolCall, ToolCallDelta
 from ..request import Usage as EngineUsage
 
 __all__ = [
@@ -470,6 +470,7 @@ class ModelItem(BaseModel):
     capabilities: list[str]
     residency: Residency
     bytes: ModelBytes
+    health: Health
     aliases: list[str]
     pin: str | None
 

@@ -24,7 +24,8 @@ FEW = SamplingParams(max_tokens=4, temperature=0)
 @pytest.fixture(scope="module")
 def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
     bundle = plait.load(tiny_bundle)
-    manifest = dataclasses.replace(bundle.manifest, routes={"small": Route(("chat", "other")), "one": Route(("embed",))})
+    routes = {"small": Route(("chat", "other")), "one": Route(("embed",))}
+    manifest = dataclasses.replace(bundle.manifest, routes=routes)
     room_for_one = max(entry.resident_bytes + entry.workspace_bytes for entry in manifest.models)
     with Runtime(dataclasses.replace(bundle, manifest=manifest), hbm=room_for_one) as runtime:
         yield runtime

@@ -25,6 +25,8 @@ from virtual_machine import verify
 
 from plait.compiler.bundle.manifest import ModelEntry, Route, SpeculativePair, TierBudget
 from plait.runtime.events import (
+    Check,
+    Checked,
     CopyBlocks,
     Decode,
     DropBlocks,
@@ -40,6 +42,7 @@ from plait.runtime.events import (
 
 MIN_BLOCKS = SEQUENCE // BLOCK_TOKENS
 BEGINNINGS = ((1,) * 15, (*(1,) * 9, *(2,) * 6), tuple(range(1, 16)))
+FIRST_CHECK = 1000  # id of its request
 ANY_DECODER = "any"  # a route
 BATCHING = partial(decoder, prefill_batch=2)
 
@@ -60,6 +63,7 @@ class Scenario:
     arrivals: list[tuple[float, Request]]
     cancels: list[tuple[float, int]]
     broken: frozenset[int]  # ids of steps and transfers that fail
+    checks: list[tuple[float, Check | Checked]]
 
 
 def least_hbm(models: list[ModelEntry]) -> int:
@@ -135,6 +139,14 @@ def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Requ
     )
 
 
+@st.composite
+def checks(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Check | Checked:
+    model = draw(st.sampled_from(models))
+    if not draw(st.integers(0, 4)):
+        return Checked(model.name, draw(st.sampled_from(["", "damaged"])))
+    return Check(embed(request_id, model.name) if model.kv is None else generate(request_id, model.name))
+
+
 def routes_of(models: list[ModelEntry]) -> dict[str, Route]:
     decoders = tuple(model.name for model in models if model.kv is not None)
     return {ANY_DECODER: Route(decoders)} if decoders else {}
@@ -162,6 +174,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         [(draw(times), draw(requests(models, index))) for index in range(num_requests)],
         [(seconds + draw(times), index) for seconds, index in _some_requests(draw, num_requests)],
         frozenset(draw(st.lists(st.integers(1, 60), max_size=draw(st.sampled_from([0, 0, 5]))))),
+        [(draw(times), draw(checks(models, FIRST_CHECK + index))) for index in range(draw(st.sampled_from([0, 0, 4])))],
     )
 
 
@@ -178,6 +191,7 @@ def play(scenario: Scenario):
         hbm=scenario.budget.hbm,
         ddr=scenario.budget.ddr,
         tiered=scenario.tiered,
+        events=scenario.checks,
         cancels=[(arrived[index] + seconds, index) for seconds, index in scenario.cancels],
         queue_timeout_seconds=scenario.queue_timeout_seconds,
         decode_steps=scenario.decode_steps,

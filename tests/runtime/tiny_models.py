@@ -16,7 +16,7 @@ from plait.compiler.bundle.manifest import (
 )
 from plait.compiler.configuration import Configuration
 from plait.compiler.target import Compute, Link, Target, Tier
-from plait.runtime.events import EmbedWork, GenerateWork, LoadWork, Request, Sampling, UnloadWork
+from plait.runtime.events import EmbedWork, Event, GenerateWork, LoadWork, Request, Sampling, UnloadWork
 from plait.runtime.scheduler import Scheduler
 from plait.runtime.simulator import Record, SimExecutor, simulate
 
@@ -192,6 +192,7 @@ def run(
     ddr: int = 10**6,
     tiered: bool = True,
     cancels: list[tuple[float, int]] | None = None,
+    events: list[tuple[float, Event]] | None = None,
     queue_timeout_seconds: float | None = None,
     decode_steps: int = 1,
     prefill_tokens: int | None = None,
@@ -219,7 +220,7 @@ def run(
         chunk_bytes=chunk_bytes,
     )
     executor = SimExecutor(models, target(tiered=tiered), draw=draw_token, is_broken=is_broken)
-    records = simulate(scheduler, executor, arrivals, cancels=cancels or (), until_seconds=1000.0)
+    records = simulate(scheduler, executor, arrivals, cancels=cancels or (), events=events or (), until_seconds=1000.0)
     for queue in scheduler.queues.values():
         assert queue.pool is None or queue.pool.num_free == queue.pool.num_blocks, f"{queue.entry.name} leaks blocks"
     return records

@@ -7,6 +7,8 @@ knows only the manifest's numbers, the events and the actions.
 - Transfers: one at a time, from a tier that has the model to one that hasn't, for somebody who waits. Only one that
   nobody waits for is told to end early, once, and for somebody who waits for another model.
 - Evictions: never of a pinned or busy model, nor of one that a transfer reads from.
+- Checks: none computes while somebody waits for a model, or keeps a model. What is asked of a model that failed its
+  check fails.
 - Routes: a request by a route's name goes to one of its models at once, and to no model that is not hot while one is.
 - Loads are answered when their model is hot; unloads when it is gone, after all that was asked of it before, and before
   anything that was asked later begins.
@@ -32,6 +34,8 @@ from plait.runtime.events import (
     Arrival,
     Cancel,
     CancelTransfer,
+    Check,
+    Checked,
     CopyBlocks,
     Decode,
     DropBlocks,
@@ -79,6 +83,7 @@ class Client:
     cold_seconds: float = 0.0  # of the wait, while the model was not in hbm
     is_gone: bool = False
     end: Reply | None = None
+    is_check: bool = False
     was_short: bool = False  # of KV blocks, at some time, or lost them: it may have been preempted
     cached_tokens: int = 0  # that steps took to be there, and that no step had computed for it
     num_known: int = 0  # tokens in the cache after its last step
@@ -109,6 +114,7 @@ class VirtualMachine:
         self.budget = {"hbm": budget.hbm, "ddr": budget.ddr}
         self.answer = answer
         self.routes = {alias: [model.name] for model in models for alias in model.aliases} | dict(routes or {})
+        self.unhealthy: set[str] = set()
         self.unrouted: Request | None = None  # has come and must be routed next
         self.tiers: dict[str, set[str]] = {"disk": set(self.models), "ddr": set(), "hbm": set()}
         self.cache: dict[str, dict[tuple[int, int], int]] = {name: {} for name in self.models}  # histories by place
@@ -131,7 +137,7 @@ class VirtualMachine:
         may_follow = isinstance(item, Evict | Transfer | DropBlocks)
         assert not self.leaving or may_follow, f"{self.leaving} evicted for nothing"
         match item:
-            case Arrival() | Routed():
+            case Arrival() | Routed() | Check() | Checked():
                 self._come(item, record.at_seconds)
             case Cancel(request_id):
                 self.clients[request_id].is_gone = True
@@ -209,7 +215,7 @@ class VirtualMachine:
         assert asked_for.isdisjoint(self.leaving), f"{self.leaving} evicted for {transfer}, and nobody asks for it"
 
     def _asked_for(self) -> set[str]:
-        open_ones = (client.request for client in self.clients.values() if client.is_open)
+        open_ones = (client.request for client in self.clients.values() if client.is_open and not client.is_check)
         return {request.model for request in open_ones if not isinstance(request.work, UnloadWork)}
 
     def _cancel_transfer(self, cancel: CancelTransfer) -> None:
@@ -243,7 +249,7 @@ class VirtualMachine:
             assert self.step is None or self.step.model != name, f"{evict} during {self.step}"
             assert not isinstance(self.step, Verify) or self.step.draft.model != name, f"{evict} during {self.step}"
             for client in self._of(name):
-                is_busy = client.has_begun and not client.was_short
+                is_busy = client.has_begun and not client.was_short and not client.is_check
                 assert not is_busy, f"{evict} with {client.request} begun and not ended"
             self.cache[name].clear()
         self.tiers[evict.tier].remove(name)
@@ -325,6 +331,10 @@ class VirtualMachine:
         for entry in step.entries:
             client = self.clients[entry.request_id]
             assert client.is_open, f"{step} computes for {client}"
+            if client.is_check:
+                assert self._asked_for() <= self.tiers["hbm"], f"{step} checks while somebody waits for a model"
+            else:
+                assert step.model not in self.unhealthy, f"{step} computes for {client} on a damaged model"
             if client.request.model != step.model:
                 assert isinstance(step, Prefill), f"{step} computes for {client}"
                 assert self.drafts[client.request.model] == step.model, f"{step} computes for {client}"
@@ -536,9 +546,14 @@ class VirtualMachine:
         for client in rivals:
             client.was_short |= demand > kv.num_blocks
 
-    def _come(self, item: Arrival | Routed, now: float) -> None:
+    def _come(self, item: Arrival | Routed | Check | Checked, now: float) -> None:
         if isinstance(item, Arrival):
             self._arrive(item.request, now)
+        elif isinstance(item, Check):
+            self._arrive(item.request, now)
+            self.clients[item.request.id].is_check = True
+        elif isinstance(item, Checked):
+            (self.unhealthy.add if item.message else self.unhealthy.discard)(item.model)
         else:
             self._route(item, now)
 
@@ -548,7 +563,7 @@ class VirtualMachine:
         assert request.id == routed.request_id
         models = self.routes.get(request.model, [request.model])
         assert routed.model in models, f"{request} goes to {routed.model}"
-        hot = self.tiers["hbm"].intersection(models)
+        hot = self.tiers["hbm"].intersection(models) - self.unhealthy
         assert not hot or routed.model in hot, f"{request} goes to {routed.model}, while {hot} are hot"
         if not isinstance(request.work, RouteWork):
             self._arrive(replace(request, model=routed.model), now)
@@ -570,9 +585,13 @@ class VirtualMachine:
         assert reply.tokens or reply.finish_reason or reply.failure, f"{reply} says nothing"
         if reply.failure == "timeout":
             assert not client.has_begun, f"{reply} to {client.request}, which has begun"
+        elif reply.failure == "unhealthy":
+            assert client.request.model in self.unhealthy, f"{reply} and nothing is wrong with the model"
+        elif reply.failure == "dropped":
+            assert client.is_check, f"{reply} to {client.request}"
         elif reply.failure == "failed":
             assert self.failures, f"{reply} and nothing has failed"
-        if reply.failure is None and isinstance(client.request.work, GenerateWork | EmbedWork):
+        if reply.failure is None and not client.is_check and isinstance(client.request.work, GenerateWork | EmbedWork):
             self._check_timing(client, reply)
         if reply.finish_reason or reply.failure:
             client.end = reply
