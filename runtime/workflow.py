@@ -244,7 +244,7 @@ class LookAhead:
     def _chain(self, state: _Client, now: float) -> Iterator[Forecast]:
         """Yields what a client is about to ask for, turn by turn, until it is all too unsure or known already."""
         turns, chance, at = list(state.turns), 1.0, now
-        seen = {turns[-1]}
+        seen: set[str] = set()  # the model of the turn under way is idle after it, and may be wanted before others
         for steps in range(1, self._max_steps + 1):
             following = self._next(turns)
             if following is None or chance * following[1] <= _MIN_CHANCE:

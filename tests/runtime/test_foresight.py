@@ -72,6 +72,20 @@ def test_a_declared_loop_over_models_that_do_not_all_fit_does_not_stall(room: in
     assert [second, *others] == [0.0] * 39
 
 
+def test_a_model_between_all_others_stays_while_they_come_and_go():
+    cycle = "exeyez"  # when e is idle, z is the nearest that is away, but e is wanted before it
+    entries = models("exyz")
+    arrivals = [
+        (2.0 + 0.15 * index + 0.1 * (index > 0), generate(index, cycle[index % len(cycle)], max_tokens=13))
+        for index in range(60)
+    ]
+    records = play(entries, arrivals, room=3, workflows=[cycle])
+    moved = [r.item.model for r in records if isinstance(r.item, Transfer) and r.item.destination == "hbm"]
+    assert moved.count("e") == 1
+    assert len(moved) <= 30 + 3  # one for each turn of another model
+    assert stalls(records)[1:] == [0.0] * 59
+
+
 def test_a_loop_that_nobody_declared_stalls_until_it_is_learned():
     waits = stalls(play(models(), loop(60), room=2))
     assert waits[:8] == pytest.approx([0.101] * 8)
