@@ -11,6 +11,7 @@ import heapq
 import logging
 import queue
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ from .events import (
 )
 from .executor import JaxExecutor, Logprobs
 from .metrics import Metrics
-from .request import Energy
+from .request import Energy, LastMove
 from .scheduler import Scheduler
 from .tiers import Moved, TransferRecord
 
@@ -167,6 +168,8 @@ class EngineCore:
         self._is_closing = False
         self._settled = threading.Event()
         self._uses: dict[TierName, TierUse] = {}
+        self._used_at: dict[str, float] = {}  # by model, when its last step began
+        self.last_moves: dict[str, LastMove] = {}  # by model
         self._num_preemptions: Counter[str] = Counter()  # that were counted, by model
         self._speculated: dict[str, tuple[int, int]] = {}  # tokens proposed and accepted that were counted, by model
         self.records: deque[TransferRecord] = deque(maxlen=_KEPT_RECORDS)
@@ -228,6 +231,12 @@ class EngineCore:
             self._transfers.put(_Stop())
             self._transfer_thread.join()
         self._executor.release()
+
+    def tier_bytes(self, model: str, *more: TierName) -> dict[str, int]:
+        """Returns the bytes that a model has in each tier above the disk that it is in, or in `more`."""
+        entry = self._scheduler.queues[model].entry
+        tiers = dict.fromkeys((*self._scheduler.residency.tiers_of(model), *more))
+        return {tier: entry.resident_bytes if tier == "hbm" else entry.moved_bytes for tier in tiers}
 
     def tier_uses(self) -> tuple[TierUse, ...]:
         """Returns the use of each tier."""
@@ -305,6 +314,7 @@ class EngineCore:
                     self._run_step(action)
                 case SaveBlocks() | LoadBlocks():
                     self._run(action)
+                    self._metrics.kv_copied(is_saved=isinstance(action, SaveBlocks), num_bytes=action.num_bytes)
                 case CopyBlocks():
                     self._executor.copy_blocks(action)
                 case DropBlocks():
@@ -319,6 +329,7 @@ class EngineCore:
                 self._metrics.request_started(client.model)
 
     def _run_step(self, step: Step) -> None:
+        self._used_at[step.model] = self._clock.now()
         if self._energy is None:
             self._run(step)
             return
@@ -395,9 +406,10 @@ class EngineCore:
         return tuple(self._executor.vectors.pop(key) for key in keys)
 
     def _evict(self, evict: Evict) -> None:
-        age = self._clock.now() - self._scheduler.residency.arrived_at(evict.model)
+        last_used = self._used_at.get(evict.model, self._scheduler.residency.arrived_at(evict.model))
         self._executor.evict(evict)
-        self._metrics.evicted(evict.model, age)
+        self._metrics.evicted(evict.model, evict.tier, self._clock.now() - last_used)
+        self._metrics.model_bytes(evict.model, self.tier_bytes(evict.model))
         self._observe_memory()
 
     def _arrived(self, item: _Arrived) -> None:
@@ -405,6 +417,11 @@ class EngineCore:
         record = item.moved.record
         self.records.append(record)
         self._metrics.switched(record.model, record.source, record.destination, record.num_bytes, record.seconds)
+        self.last_moves[record.model] = LastMove(
+            record.source, record.destination, record.num_bytes, record.seconds, time.time()
+        )
+        # The scheduler hears of it next.
+        self._metrics.model_bytes(record.model, self.tier_bytes(record.model, record.destination))
         if record.destination == "hbm":
             self._ask_canary(record.model)
         self._observe_memory()
@@ -433,7 +450,7 @@ class EngineCore:
 
     def _report_queues(self) -> None:
         for name, waiting in self._scheduler.queues.items():
-            self._metrics.queue(name, len(waiting.running) + len(waiting.embedding), len(waiting.waiting))
+            self._metrics.queue(name, waiting.num_running, len(waiting.waiting))
             if waiting.pool is not None:
                 self._metrics.kv(name, 1 - waiting.pool.num_free / waiting.pool.num_blocks)
                 self._metrics.preempted(name, waiting.num_preemptions - self._num_preemptions[name])

@@ -8,7 +8,7 @@ in a registry of its own, so several runtimes in one process do not mix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -79,7 +79,10 @@ class Metrics:
         series.prompt_tokens.inc(usage.prompt_tokens)
         series.queue_seconds.observe(usage.queue_seconds)
         series.total_seconds.observe(usage.total_seconds)
+        series.switch_seconds.observe(usage.switch_seconds)
         if usage.completion_tokens:  # an embedding has no first token
+            series.prefill_seconds.observe(usage.time_to_first_token_seconds - usage.queue_seconds)
+            series.decode_seconds.observe(usage.total_seconds - usage.time_to_first_token_seconds)
             series.first_token_seconds.observe(usage.time_to_first_token_seconds)
 
     def prompt_looked_up(self, model: str, num_tokens: int, num_cached: int) -> None:
@@ -131,10 +134,20 @@ class Metrics:
         self._memory.switch_seconds.labels(model, source, destination).observe(seconds)
         self._memory.transferred.labels(source, destination).inc(num_bytes)
 
-    def evicted(self, model: str, age_seconds: float) -> None:
-        """Counts a model that had to leave; `age_seconds` is the time since its last use."""
-        self._memory.evictions.labels(model).inc()
-        self._memory.eviction_age.labels(model).observe(age_seconds)
+    def evicted(self, model: str, tier: TierName, age_seconds: float) -> None:
+        """Counts a model that had to leave a tier; `age_seconds` is the time since its last use."""
+        self._memory.evictions.labels(model, tier).inc()
+        self._memory.eviction_age.labels(model, tier).observe(age_seconds)
+
+    def kv_copied(self, *, is_saved: bool, num_bytes: int) -> None:
+        """Counts a copy of KV blocks to ddr, or back."""
+        way = ("hbm", "ddr") if is_saved else ("ddr", "hbm")
+        self._memory.kv_transferred.labels(*way).inc(num_bytes)
+
+    def model_bytes(self, model: str, tier_bytes: Mapping[str, int]) -> None:
+        """Sets what a model has in each tier above the disk; in those that are not named it has nothing."""
+        for tier in ("hbm", "ddr"):
+            self._memory.of_models.labels(model, tier).set(tier_bytes.get(tier, 0))
 
     def checked(self, model: str, *, is_healthy: bool) -> None:
         """Counts a check of a model's canary, and whether it failed."""
@@ -184,6 +197,9 @@ class _RequestFamilies:
     gap_seconds: Histogram
     total_seconds: Histogram
     queue_seconds: Histogram
+    prefill_seconds: Histogram
+    decode_seconds: Histogram
+    switch_seconds: Histogram
 
     @classmethod
     def register(cls, registry: CollectorRegistry) -> _RequestFamilies:
@@ -220,6 +236,9 @@ class _RequestFamilies:
             gap_seconds=seconds("vllm:inter_token_latency_seconds", "Between two tokens of an answer.", _TOKEN_SECONDS),
             total_seconds=seconds("vllm:e2e_request_latency_seconds", "From arrival to the end."),
             queue_seconds=seconds("vllm:request_queue_time_seconds", "From arrival to the first step."),
+            prefill_seconds=seconds("vllm:request_prefill_time_seconds", "From the first step to the first token."),
+            decode_seconds=seconds("vllm:request_decode_time_seconds", "From the first token to the end."),
+            switch_seconds=seconds("plait_request_switch_seconds", "Of the queue time, without the model being hot."),
         )
 
 
@@ -243,6 +262,9 @@ class _ModelSeries:
     gap_seconds: Histogram
     total_seconds: Histogram
     queue_seconds: Histogram
+    prefill_seconds: Histogram
+    decode_seconds: Histogram
+    switch_seconds: Histogram
 
     @classmethod
     def of(cls, families: _RequestFamilies, model: str) -> _ModelSeries:
@@ -263,6 +285,9 @@ class _ModelSeries:
             gap_seconds=families.gap_seconds.labels(model),
             total_seconds=families.total_seconds.labels(model),
             queue_seconds=families.queue_seconds.labels(model),
+            prefill_seconds=families.prefill_seconds.labels(model),
+            decode_seconds=families.decode_seconds.labels(model),
+            switch_seconds=families.switch_seconds.labels(model),
         )
 
 
@@ -273,6 +298,8 @@ class _MemoryFamilies:
     switches: Counter
     switch_seconds: Histogram
     transferred: Counter
+    kv_transferred: Counter
+    of_models: Gauge
     evictions: Counter
     eviction_age: Histogram
     used: Gauge
@@ -294,8 +321,12 @@ class _MemoryFamilies:
             switches=Counter("plait_switches", "Moves of a model.", ("model_name", *way), registry=registry),
             switch_seconds=histogram("plait_switch_seconds", "Of one move.", ("model_name", *way), _SWITCH_SECONDS),
             transferred=Counter("plait_transferred_bytes", "Bytes moved between tiers.", way, registry=registry),
-            evictions=Counter("plait_evictions", "Models that had to leave.", ("model_name",), registry=registry),
-            eviction_age=histogram("plait_age_at_eviction_seconds", age, ("model_name",), _AGE_SECONDS),
+            evictions=Counter(
+                "plait_evictions", "Models that had to leave.", ("model_name", "tier"), registry=registry
+            ),
+            eviction_age=histogram("plait_age_at_eviction_seconds", age, ("model_name", "tier"), _AGE_SECONDS),
+            kv_transferred=Counter("plait_kv_transferred_bytes", "Bytes of KV blocks moved.", way, registry=registry),
+            of_models=Gauge("plait_model_bytes", "Weights and KV pool.", ("model_name", "tier"), registry=registry),
             used=gauge("plait_tier_used_bytes", "Bytes in use."),
             peak=gauge("plait_tier_peak_bytes", "Most bytes that were ever in use at once."),
             budget=gauge("plait_tier_budget_bytes", "Bytes that may be in use."),

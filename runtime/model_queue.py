@@ -65,6 +65,11 @@ class ModelQueue:
         return bool(self.running or self.embedding)
 
     @property
+    def num_running(self) -> int:
+        """Number of requests that have been admitted."""
+        return len(self.running) + len(self.embedding)
+
+    @property
     def has_work(self) -> bool:
         """Whether a step could be issued."""
         if self.running or not self.embedding:  # asked of every model at every step

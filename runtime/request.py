@@ -18,6 +18,7 @@ __all__ = [
     "FinishReason",
     "Health",
     "JoulesSource",
+    "LastMove",
     "ModelStatus",
     "Piece",
     "Residency",
@@ -225,6 +226,17 @@ class RouteStatus:
 
 
 @dataclass(frozen=True)
+class LastMove:
+    """The last transfer that brought a model to another tier."""
+
+    source: str
+    destination: str
+    num_bytes: int
+    seconds: float
+    ended_at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True)
 class ModelStatus:
     """What a model of the running bundle is and where it is."""
 
@@ -239,3 +251,7 @@ class ModelStatus:
     kv_bytes: int
     workspace_bytes: int
     health: Health = "unchecked"  # what its canary has shown
+    tier_bytes: Mapping[str, int] = field(default_factory=dict[str, int])  # that it has in each tier that it is in
+    num_running: int = 0  # requests
+    num_waiting: int = 0  # likewise
+    last_move: LastMove | None = None

@@ -366,7 +366,7 @@ class Runtime:
         return await self._encoding.classify_async(served, tokens)
 
     def _status(self, served: Served) -> ModelStatus:
-        entry = served.entry
+        entry, queue = served.entry, self._scheduler.queues[served.entry.name]
         return ModelStatus(
             name=entry.name,
             aliases=entry.aliases,
@@ -379,6 +379,10 @@ class Runtime:
             kv_bytes=entry.kv_bytes,
             workspace_bytes=entry.workspace_bytes,
             health=self._canaries.health(entry.name),
+            tier_bytes=self._core.tier_bytes(entry.name),
+            num_running=queue.num_running,
+            num_waiting=len(queue.waiting),
+            last_move=self._core.last_moves.get(entry.name),
         )
 
 

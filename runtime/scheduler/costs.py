@@ -31,4 +31,4 @@ class StateCosts:
     def num_requests(self, model: str) -> int:
         """Returns how many requests a model has, those that wait included."""
         queue = self._state.queues[model]
-        return len(queue.waiting) + len(queue.running) + len(queue.embedding)
+        return len(queue.waiting) + queue.num_running

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from ..request import ModelStatus, RouteStatus
+from ..request import LastMove, ModelStatus, RouteStatus
 from .engine import engine_of, find_model, find_route
 from .errors import ErrorBody, ErrorObject, error_response
-from .responses import ModelBytes, ModelItem, ModelList, RouteItem
+from .responses import ModelBytes, ModelItem, ModelList, ModelMove, RouteItem
 
 __all__ = ["model_item", "router"]
 
@@ -67,8 +67,22 @@ def model_item(status: ModelStatus, created: int) -> ModelItem:
         residency=status.residency,
         bytes=ModelBytes(weights=status.weights_bytes, kv=status.kv_bytes, workspace=status.workspace_bytes),
         health=status.health,
+        tiers=dict(status.tier_bytes),
+        running=status.num_running,
+        waiting=status.num_waiting,
+        last_move=None if status.last_move is None else _move(status.last_move),
         aliases=list(status.aliases),
         pin=status.pin,
+    )
+
+
+def _move(move: LastMove) -> ModelMove:
+    return ModelMove(
+        source=move.source,
+        destination=move.destination,
+        bytes=move.num_bytes,
+        seconds=move.seconds,
+        ended_at=move.ended_at,
     )
 
 

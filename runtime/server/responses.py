@@ -36,6 +36,7 @@ __all__ = [
     "ModelBytes",
     "ModelItem",
     "ModelList",
+    "ModelMove",
     "Ranked",
     "RankedDocument",
     "Ranking",
@@ -458,6 +459,16 @@ class ModelBytes(BaseModel):
     workspace: int
 
 
+class ModelMove(BaseModel):
+    """The last transfer that brought a model to another tier."""
+
+    source: str
+    destination: str
+    bytes: int
+    seconds: float
+    ended_at: float  # seconds since the epoch
+
+
 class ModelItem(BaseModel):
     """A model, what it can do and where it is now."""
 
@@ -471,6 +482,10 @@ class ModelItem(BaseModel):
     residency: Residency
     bytes: ModelBytes
     health: Health
+    tiers: dict[str, int]  # bytes in each tier that the model is in
+    running: int
+    waiting: int
+    last_move: ModelMove | None
     aliases: list[str]
     pin: str | None
 

@@ -48,6 +48,12 @@ def test_a_load_makes_the_model_hot_and_an_unload_returns_its_bytes(http: httpx.
     loaded = post(http, "assistant", "load")
     assert (loaded.status_code, loaded.json()["id"], loaded.json()["residency"]) == (200, "chat", "hot")
     assert complete(http, "chat").json()["usage"]["switch_ms"] == 0
+    item = http.get("/v1/models/chat").json()
+    assert item["last_move"]["destination"] == "hbm"
+    assert set(item["tiers"]) == {"hbm", "ddr"}
+    assert (
+        f'plait_model_bytes{{model_name="chat",tier="hbm"}} {float(item["tiers"]["hbm"])}' in http.get("/metrics").text
+    )
     left = post(http, "chat", "unload", tier="ddr")
     assert (left.status_code, left.json()["residency"]) == (200, "warm")
     gone = post(http, "chat", "unload")

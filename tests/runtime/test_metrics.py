@@ -58,6 +58,9 @@ def test_a_finished_request_is_counted_with_what_it_took() -> None:
     assert values["vllm:inter_token_latency_seconds_count", "chat"] == 2
     assert values["vllm:inter_token_latency_seconds_sum", "chat"] == pytest.approx(0.05)
     assert values["vllm:time_to_first_token_seconds_sum", "chat"] == 0.5
+    assert values["vllm:request_prefill_time_seconds_sum", "chat"] == 0.25
+    assert values["vllm:request_decode_time_seconds_sum", "chat"] == 1.0
+    assert values["plait_request_switch_seconds_sum", "chat"] == 0.2
     assert values["vllm:e2e_request_latency_seconds_sum", "chat"] == 1.5
     assert values["vllm:request_queue_time_seconds_sum", "chat"] == 0.25
 
@@ -88,15 +91,19 @@ def test_switches_evictions_and_tiers_are_told_apart() -> None:
     metrics.switched("chat", "ddr", "hbm", 1000, 0.02)
     metrics.switched("embed", "ddr", "hbm", 500, 0.01)
     metrics.switched("chat", "disk", "ddr", 1000, 0.5)
-    metrics.evicted("embed", 3.0)
+    metrics.evicted("embed", "hbm", 3.0)
+    metrics.kv_copied(is_saved=True, num_bytes=64)
+    metrics.model_bytes("embed", {"ddr": 5})
     metrics.tier("hbm", used_bytes=1500, peak_bytes=2000, budget_bytes=4000)
     values = samples(metrics)
     assert values["plait_switches_total", "hbm", "chat", "ddr"] == 1
     assert values["plait_switches_total", "ddr", "chat", "disk"] == 1
     assert values["plait_transferred_bytes_total", "hbm", "ddr"] == 1500
     assert values["plait_switch_seconds_sum", "hbm", "chat", "ddr"] == pytest.approx(0.02)
-    assert values["plait_evictions_total", "embed"] == 1
-    assert values["plait_age_at_eviction_seconds_sum", "embed"] == 3.0
+    assert values["plait_evictions_total", "embed", "hbm"] == 1
+    assert values["plait_age_at_eviction_seconds_sum", "embed", "hbm"] == 3.0
+    assert values["plait_kv_transferred_bytes_total", "ddr", "hbm"] == 64  # destination, source
+    assert (values["plait_model_bytes", "embed", "hbm"], values["plait_model_bytes", "embed", "ddr"]) == (0, 5)
     assert [values[f"plait_tier_{kind}_bytes", "hbm"] for kind in ("used", "peak", "budget")] == [1500, 2000, 4000]
 
 
