@@ -66,6 +66,8 @@ class Foresight:
 
     def next_wanted(self, now: float) -> Forecast | None:
         """Returns the nearest model that is about to be asked for and is not hot."""
+        if self._residency.are_all_hot:
+            return None
         forecasts = self.look_ahead.forecasts(now)
         return next((forecast for forecast in forecasts if not self._residency.is_hot(forecast.model)), None)
 

@@ -117,6 +117,7 @@ class ResidencyManager:
         self._models = {model.name: model for model in models}
         self._places = {model.name: _Place() for model in models}
         self._cold: tuple[str, ...] | None = None  # None: to be found anew
+        self._are_all_hot: bool | None = None  # likewise
         self.is_tiered = tiered
         self.saved = SavedBlocks()
 
@@ -131,6 +132,13 @@ class ResidencyManager:
         if self._cold is None:  # asked for at every event, and changes with few of them
             self._cold = tuple(name for name in self._places if self.residency(name) == "cold")
         return self._cold
+
+    @property
+    def are_all_hot(self) -> bool:
+        """Whether there is no model whose weights are not in hbm."""
+        if self._are_all_hot is None:
+            self._are_all_hot = all(map(self.is_hot, self._places))
+        return self._are_all_hot
 
     def is_hot(self, model: str) -> bool:
         """Whether the model's weights are in hbm, whole."""
@@ -196,7 +204,7 @@ class ResidencyManager:
         place = self._places[model]
         assert place.arriving is not None, model
         place.tiers.add(place.arriving)
-        self._cold = None
+        self._cold = self._are_all_hot = None
         place.arriving = None
         place.arrived_at = now
 
@@ -207,7 +215,7 @@ class ResidencyManager:
     def evict(self, model: str, tier: TierName) -> None:
         """Takes back the charge of a model that is dropped from a tier."""
         self._places[model].tiers.remove(tier)
-        self._cold = None
+        self._cold = self._are_all_hot = None
 
     def _is_pinned(self, model: str, tier: TierName) -> bool:
         return self._models[model].pin == tier

@@ -60,7 +60,9 @@ class _Client:
     seen_at: float = 0.0  # its latest request
     deadline: float = 0.0  # until which its next turn is waited for
     contexts: list[_Context] = field(default_factory=list[_Context])  # that its next turn will be counted in
-    forecasts: list[Forecast] = field(default_factory=list[Forecast])
+    forecasts: list[Forecast] | None = (
+        None  # None: to be made when somebody asks; the deadline is the earliest till then
+    )
     was_given_up: bool = False
     num_requests: int = 0  # of the turn that is under way
 
@@ -149,8 +151,8 @@ class LookAhead:
             state.num_requests = 0
         state.num_requests += 1
         state.seen_at = now
-        state.forecasts, self._nearest = list(self._chain(state, now)), None
-        state.deadline, state.was_given_up = now + self._patience(state), False
+        state.forecasts = self._nearest = None
+        state.deadline, state.was_given_up = now + _PATIENCE_SECONDS[0], False
         self._deadline = min(self._deadline, state.deadline)
         while len(self._clients) > _MAX_CLIENTS:
             self._end(self._clients.pop(next(iter(self._clients))))
@@ -162,10 +164,16 @@ class LookAhead:
             self._nearest = self._merged()
         return self._nearest
 
+    def _forecasts_of(self, state: _Client) -> list[Forecast]:
+        if state.forecasts is None:
+            state.forecasts = list(self._chain(state, state.seen_at))
+            state.deadline = state.seen_at + self._patience(state, state.forecasts)
+        return state.forecasts
+
     def _merged(self) -> list[Forecast]:
         nearest: dict[str, Forecast] = {}
         for state in self._clients.values():
-            for forecast in state.forecasts:
+            for forecast in self._forecasts_of(state):
                 known = nearest.get(forecast.model)
                 if known is None or _rank(forecast) < _rank(known):
                     nearest[forecast.model] = forecast
@@ -185,8 +193,10 @@ class LookAhead:
         if now <= self._deadline:
             return
         for state in self._clients.values():
-            if now > state.deadline:
-                self._end(state)
+            if now > state.deadline and not state.was_given_up:
+                self._forecasts_of(state)
+                if now > state.deadline:
+                    self._end(state)
         self._deadline = min((s.deadline for s in self._clients.values() if not s.was_given_up), default=float("inf"))
 
     def _end(self, state: _Client) -> None:
@@ -256,9 +266,9 @@ class LookAhead:
             seen.add(model)
             turns.append(model)
 
-    def _patience(self, state: _Client) -> float:
+    def _patience(self, state: _Client, forecasts: Sequence[Forecast]) -> float:
         least, unknown = _PATIENCE_SECONDS
-        edge = (state.turns[-1], state.forecasts[0].model) if state.forecasts else None
+        edge = (state.turns[-1], forecasts[0].model) if forecasts else None
         gap = None if edge is None else self._gaps.get(edge)
         return unknown if gap is None else max(least, _PATIENCE * gap)
 

@@ -68,7 +68,7 @@ class Admission:
         return best
 
     def _waits_for_another(self, queue: ModelQueue, job: GenerateJob) -> bool:
-        if not queue.running:
+        if all(other.is_decoding for other in queue.running):
             return False
         assert queue.pool is not None, queue.entry.name
         return is_being_computed(queue, job, len(find_prefix(queue.pool, job)))
