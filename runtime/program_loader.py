@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import platform
@@ -62,7 +63,7 @@ class ProgramLoader:
         users: dict[Hashable, list[_Job]] = {}  # of each program, however many models it is of
         for job in _by_need(self._entries):
             users.setdefault(_identity(bundle, *job), []).append(job)
-        self._num_ready, self._num_jobs = 0, len(users)
+        self._ready, self._num_jobs = itertools.count(1), len(users)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="plait-loader")
         try:
             read = list(self._pool.map(lambda jobs: _read(bundle, jobs[0][1]), users.values()))
@@ -112,8 +113,7 @@ class ProgramLoader:
 
     def _is_ready(self, future: Future[Executable]) -> None:
         if not future.cancelled():
-            self._num_ready += 1
-            self._progress(self._num_ready, self._num_jobs)
+            self._progress(next(self._ready), self._num_jobs)  # whichever thread comes, none is lost
 
     def _recorded(self) -> _StageBytes | None:
         try:

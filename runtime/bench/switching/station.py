@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,7 +118,16 @@ class LocalStation:
         hbm = {"all": everything, "half": everything // 2, "one": max(hbm_bytes([entry]) for entry in models)}
         ddr = {"all": bundle.manifest.budget.ddr, "one": max(ddr_bytes([entry]) for entry in models)}
         target = _with_link(bundle.manifest.target, self.spec.link_bytes_per_s)
-        self._runtime = Runtime(bundle, hbm=hbm[self.spec.hbm], ddr=ddr[self.spec.ddr], target=target)
+        loaded = threading.Event()
+
+        def progress(done: int, total: int) -> None:
+            if done == total:
+                loaded.set()
+
+        self._runtime = Runtime(
+            bundle, hbm=hbm[self.spec.hbm], ddr=ddr[self.spec.ddr], target=target, progress=progress
+        )
+        loaded.wait()  # programs that are compiled behind the first turns would slow them down
         self._agent = Agent(self._runtime, self._roles)
         self._looks = {
             "declared": LookAhead([self._roles.cycle]),
