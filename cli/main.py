@@ -39,6 +39,7 @@ from .simulate import simulate
 from .solve import solve
 from .sweep import sweep
 from .targets import targets
+from .top import top
 from .verify import verify
 
 __all__ = ["build_app", "run"]
@@ -59,6 +60,7 @@ _COMMANDS = {
     "run": run_model,
     "chat": chat,
     "serve": serve,
+    "top": top,
     "calibrate": calibrate,
 }
 

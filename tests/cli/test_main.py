@@ -30,6 +30,7 @@ COMMANDS = (
     "run",
     "chat",
     "serve",
+    "top",
     "calibrate",
 )
 
