@@ -22,6 +22,7 @@ import numpy as np
 
 from ....compiler.bundle.reader import open_bundle
 from ....compiler.target import Target
+from ....errors import ExecutionError
 from ...engine import Runtime
 from ...request import SamplingParams
 from ...residency import ddr_bytes, hbm_bytes
@@ -37,6 +38,7 @@ Ahead: TypeAlias = Literal["declared", "learned", "none"]
 Room: TypeAlias = Literal["all", "half", "one"]
 
 _REST_SECONDS = 0.005  # between two looks whether everything has come to rest
+_MOST_SECONDS = 300.0  # until it has, and until programs are loaded
 _ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
 
 
@@ -127,7 +129,7 @@ class LocalStation:
         self._runtime = Runtime(
             bundle, hbm=hbm[self.spec.hbm], ddr=ddr[self.spec.ddr], target=target, progress=progress
         )
-        loaded.wait()  # programs that are compiled behind the first turns would slow them down
+        loaded.wait(_MOST_SECONDS)  # programs that are compiled behind the first turns would slow them down
         self._agent = Agent(self._runtime, self._roles)
         self._looks = {
             "declared": LookAhead([self._roles.cycle]),
@@ -191,8 +193,15 @@ class LocalStation:
         return turns
 
     def _rest(self) -> None:
-        """Waits until nothing is under way."""
+        """Waits until nothing is under way.
+
+        Raises:
+            ExecutionError: if that takes too long.
+        """
+        deadline = time.monotonic() + _MOST_SECONDS
         while not self._runtime.is_idle:
+            if time.monotonic() > deadline:
+                raise ExecutionError(f"a runtime has not come to rest in {_MOST_SECONDS:.0f} s; see its log")
             time.sleep(_REST_SECONDS)
 
     def _drop_files(self) -> None:
