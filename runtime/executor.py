@@ -87,7 +87,8 @@ class JaxExecutor:
         self._link = target.link("ddr", "hbm") if target.kind == "tiered" else None
         self._pool_copiers: dict[str, Future[PoolCopier]] = {}  # of decoders
         self._copies: dict[str, list[tuple[int, int]]] = {}  # of blocks, to be made before a model's next step
-        self._saved: dict[int, tuple[str, SavedBlock]] = {}  # by slot: the model and what is saved of it
+        self._saved: dict[int, tuple[SavedBlock, int]] = {}  # by slot: a block, and its bytes on the fullest device
+        self._saved_bytes = 0  # of them all: adding them up at every switch takes longer the more there are
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
         self._loader: ProgramLoader | None = None
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
@@ -165,7 +166,8 @@ class JaxExecutor:
     def drop_blocks(self, drop: DropBlocks) -> None:
         """Frees saved blocks."""
         for slot in drop.slots:
-            self._saved.pop(slot, None)  # of a copy that failed there may be none
+            _, num_bytes = self._saved.pop(slot, ((), 0))  # of a copy that failed there may be none
+            self._saved_bytes -= num_bytes
         self.has_news = True
 
     def release(self) -> None:
@@ -174,6 +176,7 @@ class JaxExecutor:
             self._loader.close()
         self._copier.close()
         self._saved.clear()
+        self._saved_bytes = 0
         for models in self._tiers.values():
             for moved in models.values():
                 moved.release()
@@ -193,7 +196,7 @@ class JaxExecutor:
         devices = jax.devices()[: self._bundle.manifest.num_devices]
         return MemoryReading(
             max(live[hbm, device] + (steps[i] if i < len(steps) else 0) for i, device in enumerate(devices)),
-            max(live[ddr, device] for device in devices) + self._saved_bytes() if ddr else 0,
+            max(live[ddr, device] for device in devices) + self._saved_bytes if ddr else 0,
         )
 
     def predict(self) -> MemoryReading:
@@ -205,17 +208,8 @@ class JaxExecutor:
         warm = _device_loads([models[name] for name in self._tiers["ddr"]], lambda share: share.weights_bytes)
         return MemoryReading(
             max((sum(pair) for pair in itertools.zip_longest(held, steps, fillvalue=0)), default=0),
-            max(warm, default=0) + self._saved_bytes(),
+            max(warm, default=0) + self._saved_bytes,
         )
-
-    def _saved_bytes(self) -> int:
-        """Returns the bytes of saved blocks, of each its part on the fullest device."""
-        num_bytes = 0
-        for name, block in self._saved.values():
-            entry = self._entries[name]
-            whole = sum(layer.nbytes for layer in block)
-            num_bytes += whole * max(share.kv_bytes for share in entry.shares) // entry.kv_bytes
-        return num_bytes
 
     def _used_only(self, entry: ModelEntry) -> list[int]:
         """Returns the workspace on each of a model's devices, of those programs that are in use."""
@@ -320,14 +314,18 @@ class JaxExecutor:
     def _save(self, save: SaveBlocks) -> StepDone:
         pools = self._ready(save.model).pools
         copier = self._pool_copiers[save.model].result()
+        entry = self._entries[save.model]
         blocks = copier.save(pools, [block for block, _ in save.copies], save.num_bytes)
         for (_, slot), block in zip(save.copies, blocks, strict=True):
-            self._saved[slot] = (save.model, block)
+            whole = sum(layer.nbytes for layer in block)
+            num_bytes = whole * max(share.kv_bytes for share in entry.shares) // entry.kv_bytes
+            self._saved[slot] = (block, num_bytes)
+            self._saved_bytes += num_bytes
         self.has_news = True
         return StepDone(save.step_id)
 
     def _load_saved(self, load: LoadBlocks) -> StepDone:
-        contents = [self._saved[slot][1] for slot, _ in load.copies]
+        contents = [self._saved[slot][0] for slot, _ in load.copies]
         blocks = [block for _, block in load.copies]
         copier = self._pool_copiers[load.model].result()
         copier.load(self._ready(load.model).pools, blocks, contents, load.num_bytes)

@@ -178,6 +178,8 @@ class SimExecutor:
         rate = serving.save_bytes_per_s if isinstance(action, SaveBlocks) else serving.load_bytes_per_s
         seconds = link.latency_seconds + action.num_bytes / link.bandwidth_bytes_per_s
         seconds = max(seconds, action.num_bytes / rate if rate else 0.0)
+        if isinstance(action, SaveBlocks):
+            seconds += serving.reading_seconds
         if self._is_broken(action):
             return seconds, StepFailed(action.step_id, f"copy {action.step_id} of {action.model} was made to fail")
         return seconds, StepDone(action.step_id)
