@@ -29,8 +29,10 @@ from ..memory import plan_memory
 from ..merge import merge_specs, merge_tensors
 from ..partition.footprint import Footprints
 from ..target import Target, load_target
+from .accuracy import measure_accuracy
 from .canary import record_canary
 from .manifest import (
+    Accuracy,
     Canary,
     Capability,
     KVPlan,
@@ -161,7 +163,8 @@ def _build_model(
     if checkpoint.chat_template is not None:
         writer.add_bytes(f"{folder}/chat_template.jinja", checkpoint.chat_template.encode())
     mapped = map_weights(weights)
-    programs, canary = _build_programs(name, placed, wanted, kv, mapped, writer, report)
+    quantized = checkpoint if spec.weights not in ("dense", "stored") else None
+    programs, canary, accuracy = _build_programs(name, placed, wanted, kv, mapped, quantized, writer, report)
     return ModelEntry(
         name=name,
         aliases=spec.aliases,
@@ -185,6 +188,7 @@ def _build_model(
         placement=placed.placement,
         products=placed.products,
         canary=canary,
+        accuracy=accuracy,
     )
 
 
@@ -271,9 +275,11 @@ def _build_programs(
     wanted: Sequence[Configuration],
     kv: KVPlan | None,
     weights: MappedWeights,
+    quantized: Checkpoint | None,
     writer: BundleWriter,
     report: BuildProgress,
-) -> tuple[tuple[ProgramEntry, ...], Canary]:
+) -> tuple[tuple[ProgramEntry, ...], Canary, Accuracy | None]:
+    """Builds a model's programs and asks them what they answer; `quantized` is where weights come from that are not."""
     parameters = place_weights(weights, placed.placement)
     entries: list[ProgramEntry] = []
     executables: dict[Configuration, Executable] = {}
@@ -284,8 +290,10 @@ def _build_programs(
             entries.append(entry)
             executables[configuration] = executable
         canary = record_canary(executables, placed.config.vocab_size, parameters, empty_pools(placed, kv))
+        pools = empty_pools(placed, kv)
+        accuracy = quantized and measure_accuracy(quantized, placed.dtype, executables, parameters, pools)
         report(name, "programs", len(wanted), len(wanted))
-        return tuple(entries), canary
+        return tuple(entries), canary, accuracy
     finally:
         # At once, rather than with the frames that tracing keeps in cycles: what is built here may be run here next.
         for array in (array for stage in parameters for array in stage.values()):

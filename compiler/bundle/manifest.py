@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Annotated, Literal, TypeAlias
 
 import pydantic
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ...errors import BundleIntegrityError, BundleVersionError, ModelNotFoundError
 from ...models.config import DecoderConfig, EncoderConfig, config_from_json, config_to_json
@@ -23,6 +23,7 @@ from .placement import DeviceShare, Placement
 
 __all__ = [
     "FORMAT_VERSION",
+    "Accuracy",
     "Canary",
     "FileEntry",
     "KVPlan",
@@ -134,6 +135,17 @@ class Canary:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """How a model of stored weights differs from the dense one, over the tokens of a text that the latter wrote."""
+
+    __pydantic_config__ = _STRICT
+
+    positions: PositiveInt
+    kl_divergence: NonNegativeFloat  # nats, mean: of its distributions over the next token from the dense model's
+    same_token: NonNegativeFloat  # share of positions where both find the same token likeliest
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One model of the bundle."""
 
@@ -161,6 +173,7 @@ class ModelEntry:
     placement: Placement | None = None  # None: whole on the first device
     products: tuple[ProductForm, ...] = ()  # in which form products of a few rows were fastest where it was made
     canary: Canary | None = None
+    accuracy: Accuracy | None = None  # None: the weights are those of the source, or it was not measured
 
     @property
     def config(self) -> DecoderConfig | EncoderConfig:
