@@ -78,7 +78,7 @@ class Admission:
         assert pool is not None, queue.entry.name
         found = find_prefix(pool, job)
         while not pool.can_hold(found, len(job.tokens)):
-            if not self._state.has_taken_back(queue.entry.name):
+            if not self._state.take_back_blocks(queue.entry.name):
                 return False
         pool.share(job.blocks, found)
         job.num_indexed = len(found)

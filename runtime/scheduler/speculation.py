@@ -196,11 +196,11 @@ class Speculation:
         return pair if pair is not None and self._state.residency.is_hot(pair.draft.entry.name) else None
 
     def _begin(self, pair: _Pair, job: GenerateJob) -> bool:
-        """Gives a job blocks of its draft's pool, with what is cached there; False if there is no room."""
+        """Gives a job blocks of its draft's pool, with what is cached there; False if others need or have the room."""
         shadow, pool = job.for_draft(), pair.draft.pool
         assert pool is not None, pair.draft.entry.name
         found = find_prefix(pool, shadow)
-        if not pool.can_hold(found, len(job.tokens) + pair.tokens):
+        if pair.draft.waiting or not pool.can_hold(found, len(job.tokens) + pair.tokens):
             return False
         pool.share(shadow.blocks, found)
         shadow.num_indexed = len(found)
@@ -235,8 +235,12 @@ class Speculation:
 
 
 def _is_worth(job: GenerateJob, num_tokens: int) -> bool:
-    """Whether anything may be proposed for a job: a draft would lead a constraint's parser astray."""
-    return job.work.sampling.constraint is None and job.max_tokens - job.num_generated > num_tokens
+    """Whether anything is to be proposed for a job: nothing before its first token, and nothing near its end.
+
+    Nor where an answer is constrained: a draft would lead the constraint's parser astray.
+    """
+    is_near_end = job.max_tokens - job.num_generated <= num_tokens
+    return job.num_generated > 0 and not is_near_end and job.work.sampling.constraint is None
 
 
 def _draft_configurations(

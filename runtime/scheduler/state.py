@@ -135,7 +135,7 @@ class State:
         jobs = (job for queue in targets for job in queue.running if job.draft is not None)
         return sorted(jobs, key=order_of, reverse=True)
 
-    def has_taken_back(self, model: str) -> bool:
+    def take_back_blocks(self, model: str) -> bool:
         """Takes the blocks of one drafted job back for a model's own requests, and returns whether there was one."""
         drafted = self.drafted(model)
         if drafted:

@@ -94,7 +94,7 @@ class StepPlanner:
         short = [job for job in decoding if len(job.tokens) > len(job.blocks) * size]
         for job in sorted(short, key=order_of):
             while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
-                if self._state.has_taken_back(queue.entry.name):
+                if self._state.take_back_blocks(queue.entry.name):
                     continue
                 youngest = max(queue.running, key=order_of)
                 copy = self._copies.save_of(queue, youngest)

@@ -403,6 +403,18 @@ def test_impossible_model_is_refused(bundle_path: Path, model, message: str) -> 
             "the models of route 'any' have nothing in common that they can do: chat",
         ),
         (
+            {"speculative": [{"draft": "chta", "target": "chat", "tokens": 2}]},
+            "speculative names 'chta', which is no model; known: chat, embed",
+        ),
+        (
+            {"speculative": [{"draft": "chat", "target": "chat", "tokens": 2}]},
+            "manifest.json has 'chat' as its own draft",
+        ),
+        (
+            {"speculative": [{"draft": "embed", "target": "chat", "tokens": 2}]},
+            "'chat' in a speculative pair, and no program of it that verifies 3 tokens of",
+        ),
+        (
             {"workflows": {"answer": ["chta"]}},
             "workflow names 'chta', which is no model; known: chat, chat-alias, embed",
         ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def speculated(sampling: Sampling, position: int, draft_logits: np.ndarray = DRA
     ],
     ids=["all", "temperature", "top p", "top k"],
 )
-def test_what_is_drawn_with_a_drafts_help_is_distributed_as_without(fields: dict[str, float], kept: list[int]):
+def test_what_is_drawn_with_a_drafts_help_is_distributed_as_without(fields: dict[str, Any], kept: list[int]):
     sampling = replace(Sampling(1.0, 1.0, 11, is_reproducible=False), **fields)
     tokens, accepted = zip(*(speculated(sampling, position) for position in range(NUM_DRAWS)), strict=True)
     weights = PROBABILITIES[kept] ** (1 / sampling.temperature)
@@ -207,7 +208,7 @@ def test_pairs_of_tokens_are_distributed_as_without_a_draft():
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.7}])
-def test_a_draft_changes_no_token_of_what_can_be_had_again(fields: dict[str, float]):
+def test_a_draft_changes_no_token_of_what_can_be_had_again(fields: dict[str, Any]):
     sampling = replace(Sampling(1.0, 1.0, 3), **fields)
     for position in range(200):
         assert speculated(sampling, position)[0] == sample(LOGITS, sampling, position)
@@ -228,7 +229,14 @@ def test_a_draft_may_know_fewer_tokens():
 def test_large_vocabularies_are_drawn_from_as_their_distribution_says():
     chance = np.random.default_rng(0)
     logits = chance.normal(0.0, 2.0, 3000).astype(np.float32)
-    for fields in ({}, {"top_p": 0.9}, {"top_k": 300}, {"min_p": 0.01}, {"top_k": 2000, "top_p": 0.5, "min_p": 1e-3}):
+    cases: tuple[dict[str, Any], ...] = (
+        {},
+        {"top_p": 0.9},
+        {"top_k": 300},
+        {"min_p": 0.01},
+        {"top_k": 2000, "top_p": 0.5, "min_p": 1e-3},
+    )
+    for fields in cases:
         probabilities = _filtered(logits, **fields)
         tokens = [sample(logits, Sampling(1.0, **{"top_p": 1.0, **fields}, seed=7), p) for p in range(NUM_DRAWS)]
         assert set(tokens) <= set(np.flatnonzero(probabilities).tolist())
