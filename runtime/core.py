@@ -234,9 +234,8 @@ class EngineCore:
 
     def tier_bytes(self, model: str, *more: TierName) -> dict[str, int]:
         """Returns the bytes that a model has in each tier above the disk that it is in, or in `more`."""
-        entry = self._scheduler.queues[model].entry
-        tiers = dict.fromkeys((*self._scheduler.residency.tiers_of(model), *more))
-        return {tier: entry.resident_bytes if tier == "hbm" else entry.moved_bytes for tier in tiers}
+        residency = self._scheduler.residency
+        return {tier: residency.held_bytes(model, tier) for tier in (*residency.tiers_of(model), *more)}
 
     def tier_uses(self) -> tuple[TierUse, ...]:
         """Returns the use of each tier."""
@@ -407,8 +406,8 @@ class EngineCore:
 
     def _evict(self, evict: Evict) -> None:
         last_used = self._used_at.get(evict.model, self._scheduler.residency.arrived_at(evict.model))
-        self._executor.evict(evict)
-        self._metrics.evicted(evict.model, evict.tier, self._clock.now() - last_used)
+        if self._executor.evict(evict):
+            self._metrics.evicted(evict.model, evict.tier, self._clock.now() - last_used)
         self._metrics.model_bytes(evict.model, self.tier_bytes(evict.model))
         self._observe_memory()
 

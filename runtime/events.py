@@ -386,7 +386,10 @@ class DropBlocks:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Copy a model's weights from one tier to the next; in hbm, room for its KV pool comes with them."""
+    """Copy a model's weights from one tier to the next, but for the segments that are there.
+
+    In hbm, room for its KV pool comes with them.
+    """
 
     transfer_id: int
     model: str
@@ -405,10 +408,11 @@ class CancelTransfer:
 
 @dataclass(frozen=True)
 class Evict:
-    """Drop a model's bytes in a tier."""
+    """Drop a model's bytes in a tier, or of hbm what is not in its first segments."""
 
     model: str
     tier: TierName
+    num_kept: int = 0  # segments of the weights that stay; nothing else does
 
 
 @dataclass(frozen=True)

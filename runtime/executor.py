@@ -92,6 +92,7 @@ class JaxExecutor:
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
         self._loader: ProgramLoader | None = None
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
+        self._rests: dict[str, tuple[Moved, int]] = {}  # of models that left hbm: segments that stayed, and how many
         self._in_use: set[tuple[str, Configuration]] = set()
         self.has_news = False  # whether `measure` would read other bytes than the last time
         self.vectors: Vectors = {}  # of finished embedding steps, until somebody takes them
@@ -145,19 +146,30 @@ class JaxExecutor:
     def copy(self, transfer: Transfer, progress: Callable[[int], None]) -> Moved:
         """Moves a model's bytes; runs on the transfer thread and touches no state. See `arrived`."""
         source = None if transfer.source == "disk" else self._tiers[transfer.source][transfer.model]
-        return self._copier.copy(transfer, self._entries[transfer.model], source, progress)
+        kept, _ = self._rests.get(transfer.model, (None, 0)) if transfer.destination == "hbm" else (None, 0)
+        return self._copier.copy(transfer, self._entries[transfer.model], source, progress, kept)
 
     def arrived(self, transfer: Transfer, moved: Moved) -> None:
         """Takes over what `copy` made."""
         self._tiers[transfer.destination][transfer.model] = moved
+        if transfer.destination == "hbm":
+            self._rests.pop(transfer.model, None)  # is a part of what was made
         self._in_use.clear()
 
-    def evict(self, evict: Evict) -> None:
-        """Frees a model's bytes in a tier."""
-        self._tiers[evict.tier].pop(evict.model).release()
+    def evict(self, evict: Evict) -> bool:
+        """Frees a model's bytes in a tier, but for the segments that it keeps; returns whether it was there whole."""
+        name, segments = evict.model, self._entries[evict.model].segments
+        whole = self._tiers[evict.tier].pop(name, None)
+        moved = self._rests.pop(name)[0] if whole is None else whole
+        if evict.num_kept:
+            names = frozenset(tensor for segment in segments[: evict.num_kept] for tensor in segment.tensors)
+            self._rests[name] = moved.keep(names if segments else moved.shapes.keys()), evict.num_kept
+        else:
+            moved.release()
         if evict.tier == "hbm":
-            self._copies.pop(evict.model, None)
+            self._copies.pop(name, None)
         self._in_use.clear()
+        return whole is not None
 
     def copy_blocks(self, copy: CopyBlocks) -> None:
         """Notes copies within a model's pool: they are made at the beginning of its next step, and fail with it."""
@@ -181,6 +193,9 @@ class JaxExecutor:
             for moved in models.values():
                 moved.release()
             models.clear()
+        for moved, _ in self._rests.values():
+            moved.release()
+        self._rests.clear()
 
     def measure(self) -> MemoryReading:
         """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned.
@@ -205,6 +220,8 @@ class JaxExecutor:
         used = [models[name] for name in {name for name, _ in self._in_use}]
         steps = _most_per_device(self._used_only(entry) for entry in used)
         held = _device_loads([models[name] for name in self._tiers["hbm"]], lambda share: share.resident_bytes)
+        rests = [models[name].segment_ends[num_segments] for name, (_, num_segments) in self._rests.items()]
+        held = [sum(loads) for loads in itertools.zip_longest(held, *rests, fillvalue=0)]
         warm = _device_loads([models[name] for name in self._tiers["ddr"]], lambda share: share.weights_bytes)
         return MemoryReading(
             max((sum(pair) for pair in itertools.zip_longest(held, steps, fillvalue=0)), default=0),

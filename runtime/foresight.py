@@ -76,28 +76,38 @@ class Foresight:
         steps = (other.steps for other in self.look_ahead.forecasts(now) if other.model == name)
         return all(number > forecast.steps for number in steps)
 
-    def is_worth(self, forecast: Forecast, victims: Iterable[str]) -> bool:
-        """Whether to fetch a model ahead in the place of others."""
+    def is_worth(self, forecast: Forecast, victims: Iterable[str], kept: Mapping[str, int] | None = None) -> bool:
+        """Whether to fetch a model ahead in the place of others, which keep so many segments in hbm, or none."""
         gone = list(victims)
         # In the place of the model that was asked for last, it is for nothing too if that is asked for once more.
         chance = forecast.chance * (forecast.leave_chance if forecast.after in gone else 1.0)
         gained = self.reload_seconds(forecast.model)
-        lost = gained + sum(map(self.reload_seconds, gone))
+        lost = gained + sum(self._lost_seconds(name, kept.get(name, 0) if kept else 0) for name in gone)
         return chance * gained > (1 - chance) * lost
+
+    def _lost_seconds(self, name: str, num_kept: int) -> float:
+        """Returns how long a model takes to have what it has in hbm again, if it keeps so many segments of that."""
+        missing = self._queues[name].entry.missing_bytes
+        return self._way_seconds(name, missing[num_kept] - missing[self._residency.num_segments(name)])
 
     def _stake(self, name: str, tier: TierName) -> Stake:
         entry = self._queues[name].entry
-        if tier == "hbm":
-            return Stake(entry.resident_bytes, self.reload_seconds(name))
-        return Stake(entry.moved_bytes, self._seconds(name, "disk", "ddr"))
+        if tier == "hbm":  # by byte, a part of a model is worth what the whole is
+            return Stake(entry.resident_bytes, self._way_seconds(name, entry.moved_bytes))
+        return Stake(entry.moved_bytes, self._seconds(entry.moved_bytes, "disk", "ddr"))
 
     def reload_seconds(self, name: str) -> float:
         """Returns how long a model that is not in hbm takes to come there."""
-        hop = self._residency.next_hop(name)
-        rest = self._seconds(name, "ddr", "hbm") if hop == ("disk", "ddr") else 0.0
-        return self._seconds(name, *hop) + rest
+        return self._way_seconds(name, self._residency.missing_bytes(name))
 
-    def _seconds(self, name: str, source: TierName, destination: TierName) -> float:
-        num_bytes = self._queues[name].entry.moved_bytes
+    def _way_seconds(self, name: str, num_bytes: int) -> float:
+        """Returns how long so many bytes of a model's weights take to hbm; what is on disk comes to ddr whole."""
+        source, destination = self._residency.next_hop(name)
+        if destination == "hbm":
+            return self._seconds(num_bytes, source, destination)
+        moved_bytes = self._queues[name].entry.moved_bytes
+        return self._seconds(moved_bytes, source, destination) + self._seconds(num_bytes, "ddr", "hbm")
+
+    def _seconds(self, num_bytes: int, source: TierName, destination: TierName) -> float:
         link = self._links.get(f"{source}->{destination}")
         return num_bytes if link is None else link.latency_seconds + num_bytes / link.bandwidth_bytes_per_s

@@ -62,7 +62,7 @@ def assemble(
 
     Args:
         entry: The model.
-        parts: Of each device, by name.
+        parts: Of each device, by name; some may be missing.
         shapes: Of the whole tensors.
         kind: Of the memory that the parts are in.
     """
@@ -74,7 +74,7 @@ def assemble(
     for number, stage in enumerate(placement.stages):
         own = parts[number * size : (number + 1) * size]
         arrays: dict[str, jax.Array] = {}
-        for name in stage.parameters:
+        for name in own[0]:
             sharding = placement.sharding(number, stage.layout(name), kind)
             pieces = [part[name] for part in own]
             arrays[name] = jax.make_array_from_single_device_arrays(shapes[name], sharding, pieces)

@@ -156,7 +156,7 @@ class SimExecutor:
         if self._is_broken(transfer):
             return [(seconds, TransferFailed(transfer_id, f"the transfer of {transfer.model} was made to fail"))]
         # Of its chunks, the scheduler needs to know when all but the last one have arrived.
-        before_last = (math.ceil(transfer.num_bytes / transfer.chunk_bytes) - 1) * transfer.chunk_bytes
+        before_last = max(0, math.ceil(transfer.num_bytes / transfer.chunk_bytes) - 1) * transfer.chunk_bytes
         progress = (self._copy_seconds(transfer, before_last), TransferProgressed(transfer_id, before_last))
         return [*([progress] if before_last else []), (seconds, TransferDone(transfer_id))]
 

@@ -8,9 +8,10 @@ says so: a copy then takes what the link would take, however fast this machine's
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -70,27 +71,41 @@ class Block:
 
 @dataclass(frozen=True)
 class Moved:
-    """A model's arrays in one tier."""
+    """A model's arrays in one tier, or those of its first segments that stayed in hbm."""
 
     weights: list[dict[str, jax.Array]]  # of each stage, divided over its devices
     pools: list[jax.Array]  # KV pool of each layer, on the devices of its stage; only in hbm
     record: TransferRecord
     shapes: dict[str, tuple[int, ...]]  # of the whole tensors
     mapping: MappedWeights | None = None  # the file that the weights alias, on a unified target
-    blocks: tuple[Block, ...] = ()  # of each device: memory of this process that its weights are views of
+    blocks: tuple[tuple[Block, ...], ...] = ()  # of each device: memory of this process that its weights are views of
     arena: Arena | None = None  # that the blocks are pieces of
+
+    @property
+    def views(self) -> list[dict[str, np.ndarray]]:
+        """Each device's weights as this process sees them; empty where it does not."""
+        return [{name: view for block in blocks for name, view in block.views.items()} for blocks in self.blocks]
 
     def release(self) -> None:
         """Frees the memory at once, rather than with the last reference."""
-        for array in (*(array for stage in self.weights for array in stage.values()), *self.pools):
+        self.keep(frozenset())
+        if self.mapping is not None:
+            self.mapping.close()
+
+    def keep(self, names: Collection[str]) -> Moved:
+        """Frees everything but the weights of these names, which are whole segments; returns what is left."""
+        left = [{name: array for name, array in stage.items() if name in names} for stage in self.weights]
+        for array in (*(a for stage in self.weights for name, a in stage.items() if name not in names), *self.pools):
             array.delete()
         self.weights.clear()
         self.pools.clear()
-        if self.mapping is not None:
-            self.mapping.close()
-        if self.arena is not None:
-            for block in self.blocks:
-                self.arena.release(block.memory)
+        kept: list[tuple[Block, ...]] = []
+        for blocks in self.blocks:
+            kept.append(tuple(block for block in blocks if not block.views.keys().isdisjoint(names)))
+            for block in blocks:
+                if self.arena is not None and block not in kept[-1]:
+                    self.arena.release(block.memory)
+        return replace(self, weights=left, pools=[], blocks=tuple(kept))
 
 
 class Copier:
@@ -118,6 +133,7 @@ class Copier:
         entry: ModelEntry,
         source: Moved | None,
         progress: Callable[[int], None],
+        kept: Moved | None = None,
     ) -> Moved:
         """Carries a transfer out.
 
@@ -127,6 +143,7 @@ class Copier:
             source: The model in the source tier; None where that is the disk.
             progress: Told after each chunk how many bytes have arrived on the fullest device. What it raises ends the
                 transfer, and what has arrived is freed.
+            kept: What the destination has of the model; a part of the result unless the transfer fails.
 
         Raises:
             BundleIntegrityError: if the file is not what the manifest says.
@@ -139,16 +156,17 @@ class Copier:
             mapping = self._bundle.map_weights(entry.name) if source is None else None
             is_alias = mapping is not None and self._target.kind == "unified"
             arena = self._arena if transfer.destination == "hbm" and not is_alias else None
-            blocks: list[Block] = []
+            blocks: list[tuple[Block, ...]] = []
             arrived: list[dict[str, jax.Array]] = []
             on_failure.callback(_free, arrived, blocks, arena, mapping)
-            for number, tensors in enumerate(_parts(entry, mapping, source)):
+            for number, tensors in enumerate(_missing(_parts(entry, mapping, source), kept)):
                 arrived.append({})
+                views: dict[str, np.ndarray] | None = None
                 if arena is not None or (mapping is not None and not is_alias):
-                    blocks.append(self._room_for(tensors, arena))
+                    blocks.append(tuple(_blocks(entry, tensors, arena)))
+                    views = {name: view for block in blocks[number] for name, view in block.views.items()}
                 pace.next_device()
-                chunks = self._chunks.copy(tensors, blocks[number].views if blocks else None, transfer.chunk_bytes)
-                with contextlib.closing(chunks):
+                with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes)) as chunks:
                     for whole, num_bytes in chunks:
                         arrays = jax.device_put(whole, device_sharding(kind, number))
                         arrived[number] |= jax.block_until_ready(arrays)
@@ -162,16 +180,14 @@ class Copier:
             on_failure.pop_all()
         if mapping is not None and not is_alias:
             mapping.close()
+        if kept is not None:
+            weights = [before | new for before, new in zip(kept.weights, weights, strict=True)]
+            blocks = [(*before, *new) for before, new in zip(kept.blocks, blocks, strict=True)]
         seconds = time.perf_counter() - began
         record = TransferRecord(
             entry.name, transfer.source, transfer.destination, pace.done_bytes, seconds, copy_seconds
         )
         return Moved(weights, pools, record, shapes, mapping if is_alias else None, tuple(blocks), arena)
-
-    @staticmethod
-    def _room_for(tensors: Mapping[str, Tensor], arena: Arena | None) -> Block:
-        num_bytes = Block.num_bytes(tensors)
-        return Block(aligned_empty(num_bytes) if arena is None else arena.allocate(num_bytes), tensors)
 
     def empty_pools(self, entry: ModelEntry) -> list[jax.Array]:
         """Returns zeroed KV pools of a model in hbm, one a layer; none for an encoder."""
@@ -196,12 +212,27 @@ def _parts(entry: ModelEntry, mapping: MappedWeights | None, source: Moved | Non
     if mapping is not None:
         return host_parts(entry, mapping)
     assert source is not None, "a transfer comes from the disk or from a tier"
-    return [block.views for block in source.blocks] if source.blocks else shards(entry, source.weights)
+    return source.views or shards(entry, source.weights)
+
+
+def _missing(parts: Sequence[Mapping[str, Tensor]], kept: Moved | None) -> list[Mapping[str, Tensor]]:
+    """Returns of each device the tensors that it has not."""
+    known = {name for stage in kept.weights for name in stage} if kept is not None else ()
+    return [{name: tensor for name, tensor in part.items() if name not in known} for part in parts]
+
+
+def _blocks(entry: ModelEntry, tensors: Mapping[str, Tensor], arena: Arena | None) -> Iterator[Block]:
+    """Yields memory for some tensors of a model on one device, a block for each segment."""
+    for names in [segment.tensors for segment in entry.segments] or [tuple(tensors)]:
+        held = {name: tensors[name] for name in names if name in tensors}
+        if held:
+            num_bytes = Block.num_bytes(held)
+            yield Block(aligned_empty(num_bytes) if arena is None else arena.allocate(num_bytes), held)
 
 
 def _free(
     arrived: Sequence[Mapping[str, jax.Array]],
-    blocks: Sequence[Block],
+    blocks: Sequence[Sequence[Block]],
     arena: Arena | None,
     mapping: MappedWeights | None,
 ) -> None:
@@ -209,7 +240,7 @@ def _free(
     for array in (array for arrays in arrived for array in arrays.values()):
         array.delete()
     if arena is not None:
-        for block in blocks:
+        for block in itertools.chain.from_iterable(blocks):
             arena.release(block.memory)
     if mapping is not None:
         mapping.close()

@@ -47,6 +47,7 @@ from .manifest import (
 from .pairs import check_pairs, verify_tokens
 from .place import PlacedModel, place_model
 from .reader import Bundle, open_bundle
+from .segments import divide
 from .spec import BundleSpec, ModelSpec, WeightForm
 from .timing import empty_pools, place_weights, time_step
 from .weights import MappedWeights, map_weights, write_weights
@@ -189,6 +190,7 @@ def _build_model(
         products=placed.products,
         canary=canary,
         accuracy=accuracy,
+        segments=divide({tensor: values.nbytes for tensor, values in mapped.items()}, placed.placement),
     )
 
 

@@ -136,6 +136,20 @@ def _check_stages(model: ModelEntry) -> None:
         _check_handed(model, entry)
     if placement is not None:
         _check_placement(model, placement)
+    _check_segments(model)
+
+
+def _check_segments(model: ModelEntry) -> None:
+    """Checks that every tensor is in one segment, and that a device's segments are its share of the weights."""
+    _check_unique(f"tensor in a segment of model {model.name!r}", [name for s in model.segments for name in s.tensors])
+    if any(len(segment.device_bytes) != model.num_devices for segment in model.segments):
+        raise BundleIntegrityError(f"model {model.name!r} has a segment that is not on its {model.num_devices} devices")
+    held = tuple(share.weights_bytes for share in model.shares)
+    if model.segment_ends[-1] != held:
+        raise BundleIntegrityError(
+            f"model {model.name!r} has segments of {list(model.segment_ends[-1])} bytes on its devices, "
+            f"its weights are {list(held)} bytes"
+        )
 
 
 def _check_handed(model: ModelEntry, entry: ProgramEntry) -> None:

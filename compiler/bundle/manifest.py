@@ -20,6 +20,7 @@ from ..configuration import Configuration
 from ..products import ProductForm
 from ..target import Target
 from .placement import DeviceShare, Placement
+from .segments import Segment, segment_ends
 
 __all__ = [
     "FORMAT_VERSION",
@@ -174,6 +175,7 @@ class ModelEntry:
     products: tuple[ProductForm, ...] = ()  # in which form products of a few rows were fastest where it was made
     canary: Canary | None = None
     accuracy: Accuracy | None = None  # None: the weights are those of the source, or it was not measured
+    segments: tuple[Segment, ...] = ()  # of the weights, in the order in which they come to hbm; empty: all at once
 
     @property
     def config(self) -> DecoderConfig | EncoderConfig:
@@ -208,6 +210,17 @@ class ModelEntry:
             for _ in range(self.placement.mesh.num_devices)
         )
 
+    @cached_property
+    def segment_ends(self) -> tuple[tuple[int, ...], ...]:
+        """Bytes on each device of no segment of the weights, of the first, of the first two, up to all of them."""
+        whole = tuple(share.weights_bytes for share in self.shares)
+        return segment_ends(self.segments, self.num_devices) if self.segments else ((0,) * len(whole), whole)
+
+    @property
+    def num_segments(self) -> int:
+        """Parts in which the weights leave hbm."""
+        return len(self.segment_ends) - 1
+
     @property
     def workspace_bytes(self) -> int:
         """Most bytes that any one step needs on a device beside weights and KV: temporaries and results."""
@@ -221,7 +234,13 @@ class ModelEntry:
     @property
     def moved_bytes(self) -> int:
         """Bytes of weights that the fullest device gets when the model comes to a tier; devices load side by side."""
-        return max(share.weights_bytes for share in self.shares)
+        return self.missing_bytes[0]
+
+    @cached_property
+    def missing_bytes(self) -> tuple[int, ...]:
+        """Bytes of weights that the device gets that gets most, if it has no segment, the first, the first two."""
+        whole = self.segment_ends[-1]
+        return tuple(max(map(int.__sub__, whole, held)) for held in self.segment_ends)
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,11 @@ class Moves:
         def may_evict(name: str) -> bool:
             return self._is_unused(name) and self._foresight.is_later(name, forecast, now)
 
-        victims = self._victims(model, self._residency.next_hop(model)[1], may_evict, now)
-        if victims is None or not self._foresight.is_worth(forecast, victims):
+        destination = self._residency.next_hop(model)[1]
+        victims = self._victims(model, destination, may_evict, now)
+        if victims is None:
+            return []
+        if not self._foresight.is_worth(forecast, victims, self._residency.kept_segments(model, destination, victims)):
             return []
         return self._move(model, may_evict, now) or []
 
@@ -222,7 +225,8 @@ class Moves:
             if self._state.step is not None:
                 return []
             return self._copies.save_unused(unsaved[0]) or self._move(model, may_evict, now)
-        evictions = [self._evict(victim, destination, now) for victim in victims]
+        kept = self._residency.kept_segments(model, destination, victims)
+        evictions = [self._evict(victim, destination, now, num) for victim, num in kept.items()]
         self._barrier = None
         transfer_id = self._state.next_id()
         num_bytes = self._residency.begin(model, destination)
@@ -231,14 +235,14 @@ class Moves:
         drops = [DropBlocks(dropped)] if dropped else []
         return [*evictions, *drops, Transfer(transfer_id, model, source, destination, num_bytes, self._chunk_bytes)]
 
-    def _evict(self, model: str, tier: TierName, now: float) -> Evict:
-        self._residency.evict(model, tier)
-        if tier == "hbm":
-            queue = self._state.queues[model]
+    def _evict(self, model: str, tier: TierName, now: float, num_kept: int = 0) -> Evict:
+        queue, was_hot = self._state.queues[model], self._residency.is_hot(model)
+        self._residency.evict(model, tier, num_kept)
+        if tier == "hbm" and was_hot:
             for job in queue.waiting:
                 job.became_cold(now)
             for job in self._state.drafted(model):
                 self._state.leave_draft(job)
             if queue.pool is not None:
                 queue.pool.forget()
-        return Evict(model, tier)
+        return Evict(model, tier, num_kept)

@@ -143,6 +143,59 @@ def _bytes(models: list[ModelEntry]) -> int:
     return sum(model.weights_bytes for model in models) + sum(kv) + max(steps)
 
 
+# What is left of a model in hbm
+
+PARTS = decoder("parts", weights_bytes=100, num_blocks=5, workspace_bytes=30, num_segments=5)
+
+
+def test_a_model_that_makes_room_keeps_the_segments_that_fit():
+    residency = manager(PARTS, EMBED, hbm=150)
+    place(residency, "parts", "hbm")
+    assert residency.victims("embed", "hbm", ["parts"]) == ["parts"]
+    kept = residency.kept_segments("embed", "hbm", ["parts"])
+    assert kept == {"parts": 4}  # 50 of weights and 10 of workspace leave 90 bytes, KV and workspace are gone anyway
+    residency.evict("parts", "hbm", kept["parts"])
+    assert (residency.residency("parts"), residency.num_segments("parts")) == ("cold", 4)
+    assert residency.used_bytes("hbm") == 80
+    assert residency.has_room("embed", "hbm")
+
+
+def test_a_model_brings_only_what_is_missing_and_is_charged_whole():
+    residency = manager(PARTS, EMBED)
+    place(residency, "parts", "hbm")
+    residency.evict("parts", "hbm", 4)
+    assert residency.begin("parts", "hbm") == 20
+    assert residency.used_bytes("hbm") == 150
+    residency.fail("parts")
+    assert (residency.used_bytes("hbm"), residency.num_segments("parts")) == (80, 4)
+    residency.begin("parts", "hbm")
+    residency.finish("parts", 1.0)
+    assert (residency.residency("parts"), residency.num_segments("parts")) == ("hot", 5)
+
+
+def test_what_is_left_of_a_model_makes_room_in_its_turn():
+    residency = manager(PARTS, EMBED, SPARSE, hbm=150)
+    place(residency, "parts", "hbm")
+    residency.evict("parts", "hbm", 4)
+    place(residency, "embed", "hbm")
+    assert residency.victims("sparse", "hbm", ["parts", "embed"]) == ["parts"]
+    assert residency.kept_segments("sparse", "hbm", ["parts"]) == {"parts": 2}
+
+
+def test_of_several_victims_the_last_keeps_most():
+    others = [replace(PARTS, name=name) for name in "ab"]
+    residency = manager(*others, encoder("new", weights_bytes=150, workspace_bytes=30), hbm=300)
+    for other in others:
+        place(residency, other.name, "hbm")
+    assert residency.kept_segments("new", "hbm", ["a", "b"]) == {"a": 1, "b": 5}
+
+
+def test_nothing_is_left_where_weights_alias_a_file():
+    residency = manager(PARTS, EMBED, hbm=150, tiered=False)
+    place(residency, "parts", "hbm")
+    assert residency.kept_segments("embed", "hbm", ["parts"]) == {"parts": 0}
+
+
 # What can never fit
 
 

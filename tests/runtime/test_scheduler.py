@@ -216,6 +216,18 @@ def test_a_transfer_is_not_ended_for_a_request_that_has_to_wait_anyway():
     assert transfers(records)[5][1:] == ("c", "Done")
 
 
+def test_a_model_that_makes_room_keeps_what_fits_and_brings_only_the_rest_back():
+    large = decoder("a", weights_bytes=1000, num_segments=10)
+    small = decoder("b", weights_bytes=300)
+    arrivals = [(1.0, generate(1, "a")), (2.0, generate(2, "b")), (3.0, generate(3, "a"))]
+    records = played([large, small], arrivals, hbm=ONE)
+    moved = [r.item for r in records if isinstance(r.item, Transfer) and r.item.destination == "hbm"]
+    assert [(transfer.model, transfer.num_bytes) for transfer in moved] == [("a", 1000), ("b", 300), ("a", 300)]
+    assert [r.item.num_kept for r in records if isinstance(r.item, Evict)] == [7, 0]
+    wait = [ends(records)[number].timing.switch_seconds for number in (1, 3)]  # type: ignore[union-attr]
+    assert wait == [pytest.approx(0.101), pytest.approx(0.031)]
+
+
 # Order
 
 

@@ -47,7 +47,14 @@ class StopError(Exception):
     """Ends a transfer in these tests."""
 
 
-def move(copier: Copier, bundle: Bundle, destination: str, source: Moved | None, stop_after: int | None = None):
+def move(
+    copier: Copier,
+    bundle: Bundle,
+    destination: str,
+    source: Moved | None,
+    stop_after: int | None = None,
+    kept: Moved | None = None,
+) -> tuple[Moved, list[int]]:
     """Carries out a transfer of the model "chat"; returns it and the bytes that were reported, chunk by chunk."""
     seen: list[int] = []
 
@@ -59,7 +66,7 @@ def move(copier: Copier, bundle: Bundle, destination: str, source: Moved | None,
     entry = bundle.manifest.model("chat")
     origin = "disk" if source is None else "ddr"
     transfer = Transfer(1, "chat", origin, destination, entry.weights_bytes, CHUNK)  # type: ignore[arg-type]
-    return copier.copy(transfer, entry, source, progress), seen
+    return copier.copy(transfer, entry, source, progress, kept), seen
 
 
 def whole(arena: Arena) -> int:
@@ -102,6 +109,32 @@ def test_a_transfer_that_ends_early_leaves_nothing(
     assert (len(jax.live_arrays()), num_mapped(bundle), whole(arena)) == before
     if source is not None:
         source.release()
+
+
+def test_a_model_comes_back_to_the_segments_that_it_has_kept(copier: Copier, bundle: Bundle, arena: Arena) -> None:
+    entry = bundle.manifest.model("chat")
+    num_kept = entry.num_segments // 2
+    names = {name for segment in entry.segments[:num_kept] for name in segment.tensors}
+    whole_file = bundle.map_weights("chat")
+    warm, _ = move(copier, bundle, "ddr", None)
+    hot, _ = move(copier, bundle, "hbm", warm)
+    before = {name: array.unsafe_buffer_pointer() for name, array in hot.weights[0].items()}
+    for stop_after in (1, None):
+        rest = hot.keep(names)
+        assert rest.weights[0].keys() == names
+        held = sum(array.nbytes for array in rest.weights[0].values())
+        assert held == entry.segment_ends[num_kept][0]
+        if stop_after is not None:
+            with pytest.raises(StopError):
+                move(copier, bundle, "hbm", warm, stop_after, rest)
+        hot, seen = move(copier, bundle, "hbm", warm, None, rest)
+        assert seen[-1] == entry.missing_bytes[num_kept] == entry.weights_bytes - held
+        for name, array in hot.weights[0].items():
+            assert np.array_equal(np.asarray(array), whole_file[name])
+            assert name not in names or array.unsafe_buffer_pointer() == before[name]
+    for moved in (warm, hot):
+        moved.release()
+    assert whole(arena)
 
 
 @given(

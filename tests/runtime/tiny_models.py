@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from plait.compiler.bundle.manifest import (
     StageProgram,
     TierBudget,
 )
+from plait.compiler.bundle.segments import Segment
 from plait.compiler.configuration import Configuration
 from plait.compiler.target import Compute, Link, Target, Tier
 from plait.runtime.events import EmbedWork, Event, GenerateWork, LoadWork, Request, Sampling, UnloadWork
@@ -65,13 +67,24 @@ def decoder(
     pin: str | None = None,
     step_seconds: float = 0.01,
     prefill_batch: int = 1,
+    num_segments: int = 1,
 ) -> ModelEntry:
     """A decoder whose KV pool takes one byte a token; chunks of 4 and 8 tokens, and short ones of several prompts."""
     chunks = [Configuration("prefill", 1, chunk, SEQUENCE) for chunk in (4, 8)]
     chunks += [Configuration("prefill", prefill_batch, 4, SEQUENCE)] if prefill_batch > 1 else []
     decodes = [Configuration("decode", size, 1, SEQUENCE) for size in range(1, batch + 1)]
     kv = KVPlan(BLOCK_TOKENS, num_blocks, 1, "f32")
-    return _entry(name, [*chunks, *decodes], weights_bytes, workspace_bytes, pin, step_seconds, batch, kv)
+    entry = _entry(name, [*chunks, *decodes], weights_bytes, workspace_bytes, pin, step_seconds, batch, kv)
+    return in_segments(entry, num_segments)
+
+
+def in_segments(entry: ModelEntry, num_segments: int) -> ModelEntry:
+    """A model of one device whose weights leave hbm in so many parts, about alike."""
+    if num_segments == 1:
+        return entry
+    ends = [entry.weights_bytes * number // num_segments for number in range(num_segments + 1)]
+    sizes = [end - begin for begin, end in itertools.pairwise(ends)]
+    return replace(entry, segments=tuple(Segment((f"t{i}",), (size,)) for i, size in enumerate(sizes)))
 
 
 def with_verify(models: list[ModelEntry], pairs: Sequence[SpeculativePair]) -> list[ModelEntry]:
@@ -100,10 +113,12 @@ def encoder(
     workspace_bytes: int = 10,
     pin: str | None = None,
     step_seconds: float = 0.01,
+    num_segments: int = 1,
 ) -> ModelEntry:
     """An encoder with steps of short sequences, many at once, and of long ones."""
     shapes = [Configuration("embed", batch, 4, 4), Configuration("embed", 1, SEQUENCE, SEQUENCE)]
-    return _entry(name, shapes, weights_bytes, workspace_bytes, pin, step_seconds, batch, None)
+    entry = _entry(name, shapes, weights_bytes, workspace_bytes, pin, step_seconds, batch, None)
+    return in_segments(entry, num_segments)
 
 
 def _entry(

@@ -3,7 +3,9 @@
 Written from the definitions, and sharing no code with the scheduler, the residency manager or the KV book-keeping: it
 knows only the manifest's numbers, the events and the actions.
 
-- Bytes: weights, KV pools, the largest workspace and saved KV blocks never pass a tier's budget.
+- Bytes: weights, KV pools, the largest workspace and saved KV blocks never pass a tier's budget, nor do they with the
+  segments that models have left in hbm. A model that makes room there keeps the segments that fit, and what comes back
+  brings only what is missing.
 - Transfers: one at a time, from a tier that has the model to one that hasn't, for somebody who waits. Only one that
   nobody waits for is told to end early, once, and for somebody who waits for another model.
 - Evictions: never of a pinned or busy model, nor of one that a transfer reads from.
@@ -30,6 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from plait.compiler.bundle.manifest import ModelEntry, TierBudget
+from plait.compiler.bundle.segments import Segment
 from plait.runtime.events import (
     Arrival,
     Cancel,
@@ -84,6 +87,7 @@ class Client:
     is_gone: bool = False
     end: Reply | None = None
     is_check: bool = False
+    may_be_passed: bool = False  # its beginning was computed for one that has ended; others were admitted meanwhile
     was_short: bool = False  # of KV blocks, at some time, or lost them: it may have been preempted
     cached_tokens: int = 0  # that steps took to be there, and that no step had computed for it
     num_known: int = 0  # tokens in the cache after its last step
@@ -125,7 +129,9 @@ class VirtualMachine:
         self.transfer: Transfer | None = None
         self.is_cancelled = False  # the transfer, but it goes on until its chunk is done
         self.step: Step | Copy | None = None
+        self.kept: dict[str, int] = {}  # segments in hbm of models that are not whole there
         self.leaving: list[str] = []  # models that left hbm just now, for a transfer that must follow
+        self.dropped: dict[str, int] = {}  # of them: the first segment that is gone from hbm
         self.failures = 0
         self.now = 0.0
 
@@ -180,14 +186,28 @@ class VirtualMachine:
 
     # Bytes and tiers
 
+    def _hbm_bytes(self) -> int:
+        names = set(self.tiers["hbm"])
+        if self.transfer is not None and self.transfer.destination == "hbm":
+            names.add(self.transfer.model)
+        hot = [self.models[name] for name in names]
+        hbm = sum(m.weights_bytes for m in hot)
+        hbm += sum(m.kv.block_tokens * m.kv.num_blocks * m.kv.bytes_per_token for m in hot if m.kv)
+        hbm += max((s.temporary_bytes + s.output_bytes for m in hot for p in m.programs for s in p.stages), default=0)
+        return hbm + sum(self._kept_bytes(name) for name in self.kept if name not in names)
+
+    def _kept_bytes(self, name: str) -> int:
+        return sum(segment.device_bytes[0] for segment in self._segments(name)[: self.kept.get(name, 0)])
+
+    def _segments(self, name: str) -> Sequence[Segment]:
+        model = self.models[name]
+        return model.segments or (Segment(("all",), (model.weights_bytes,)),)
+
     def _check_bytes(self) -> None:
         holders = {tier: set(self.tiers[tier]) for tier in ("hbm", "ddr")}
         if self.transfer is not None:
             holders[self.transfer.destination].add(self.transfer.model)
-        hot = [self.models[name] for name in holders["hbm"]]
-        hbm = sum(m.weights_bytes for m in hot)
-        hbm += sum(m.kv.block_tokens * m.kv.num_blocks * m.kv.bytes_per_token for m in hot if m.kv)
-        hbm += max((s.temporary_bytes + s.output_bytes for m in hot for p in m.programs for s in p.stages), default=0)
+        hbm = self._hbm_bytes()
         assert hbm <= self.budget["hbm"], f"hbm holds {hbm} bytes of {self.budget['hbm']}: {sorted(holders['hbm'])}"
         ddr = sum(self.models[name].weights_bytes for name in holders["ddr"])
         ddr += sum(self._block_bytes(name) for name, _ in self.saved.values())
@@ -200,13 +220,17 @@ class VirtualMachine:
         assert self.transfer is None, f"{transfer} beside {self.transfer}"
         assert name in self.tiers[transfer.source], f"{transfer} from where the model is not"
         assert name not in self.tiers[transfer.destination], f"{transfer} to where the model is"
-        assert transfer.num_bytes == self.models[name].weights_bytes
+        kept_bytes = self._kept_bytes(name) if transfer.destination == "hbm" else 0
+        assert transfer.num_bytes == self.models[name].weights_bytes - kept_bytes
         is_asked_for = name in self._asked_for()
         is_pinned = self.models[name].pin is not None
         if not (is_asked_for or is_pinned) and (transfer.destination == "hbm" or self.leaving):
             self._check_ahead(transfer)
-        self.leaving = []
         self.transfer = transfer
+        for other, first in self.dropped.items() if transfer.source != "disk" else ():
+            segment = self._segments(other)[first].device_bytes[0]
+            assert self._hbm_bytes() + segment > self.budget["hbm"], f"{transfer} has room for more of {other}"
+        self.leaving, self.dropped = [], {}
 
     def _check_ahead(self, transfer: Transfer) -> None:
         """Nobody asks for what is on its way: it must take nothing from those who ask for something."""
@@ -233,6 +257,8 @@ class VirtualMachine:
         assert self.transfer.transfer_id == event.transfer_id
         if isinstance(event, TransferDone):
             self.tiers[self.transfer.destination].add(self.transfer.model)
+            if self.transfer.destination == "hbm":
+                self.kept.pop(self.transfer.model, None)
         elif isinstance(event, TransferCancelled):
             assert self.is_cancelled, f"{event} of its own accord"
             assert event.done_bytes < self.transfer.num_bytes, f"{event} of a transfer that was done"
@@ -242,7 +268,10 @@ class VirtualMachine:
 
     def _evict(self, evict: Evict) -> None:
         name = evict.model
-        assert name in self.tiers[evict.tier], f"{evict} of a model that is not there"
+        is_whole = name in self.tiers[evict.tier]
+        num_held = len(self._segments(name)) if is_whole else self.kept.get(name, 0)
+        assert is_whole or (evict.tier == "hbm" and num_held), f"{evict} of a model that is not there"
+        assert evict.num_kept <= num_held, f"{evict} keeps what is not there"
         assert self.models[name].pin != evict.tier, f"{evict} of a pinned model"
         assert self.transfer is None, f"{evict} during {self.transfer}"
         if evict.tier == "hbm":
@@ -252,9 +281,12 @@ class VirtualMachine:
                 is_busy = client.has_begun and not client.was_short and not client.is_check
                 assert not is_busy, f"{evict} with {client.request} begun and not ended"
             self.cache[name].clear()
-        self.tiers[evict.tier].remove(name)
+            self.kept[name] = evict.num_kept
+        self.tiers[evict.tier].discard(name)
         if not any(isinstance(client.request.work, UnloadWork) for client in self._of(name)):
             self.leaving.append(name)
+            if evict.tier == "hbm" and evict.num_kept < num_held:
+                self.dropped[name] = evict.num_kept
 
     # Copies of KV blocks
 
@@ -401,7 +433,8 @@ class VirtualMachine:
             if is_whole and isinstance(client.request.work, GenerateWork):
                 continue
             if other.request.priority == client.request.priority:
-                assert self._is_shared(other), f"{client.request} begins before {other.request}"
+                is_passed = other.may_be_passed or self._is_shared(other)
+                assert is_passed, f"{client.request} begins before {other.request}"
 
     def _is_shared(self, client: Client) -> bool:
         """Whether all but the last token of a client's prompt is in the cache, or steps compute its beginning."""
@@ -581,6 +614,7 @@ class VirtualMachine:
         elif isinstance(client.request.work, LoadWork | UnloadWork):
             self._check_moved(client, reply)
         elif reply.finish_reason is not None:
+            assert isinstance(client.request.work, EmbedWork), f"{reply} to {client.request}"
             assert client.embedded == set(range(len(client.request.work.sequences)))
         assert reply.tokens or reply.finish_reason or reply.failure, f"{reply} says nothing"
         if reply.failure == "timeout":
@@ -594,6 +628,8 @@ class VirtualMachine:
         if reply.failure is None and not client.is_check and isinstance(client.request.work, GenerateWork | EmbedWork):
             self._check_timing(client, reply)
         if reply.finish_reason or reply.failure:
+            for other in self._of(client.request.model):
+                other.may_be_passed |= not other.has_begun and self._is_shared(other)
             client.end = reply
 
     def _check_moved(self, client: Client, reply: Reply) -> None:
