@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tiny_models import (
-    BLOCK_TOKENS,
-    SEQUENCE,
-    answer_of,
-    decoder,
-    draw_alike,
-    embed,
-    encoder,
-    generate,
-    load,
-    run,
-    unload,
-    with_verify,
-)
+from scenarios import Scenario, check, play, scenarios
+from tiny_models import answer_of, decoder, generate, never_ends, run
 from virtual_machine import verify
 
-from plait.compiler.bundle.manifest import ModelEntry, Route, SpeculativePair, TierBudget
+from plait.compiler.bundle.manifest import ModelEntry, TierBudget
 from plait.runtime.events import (
-    Check,
-    Checked,
+    CancelTransfer,
     CopyBlocks,
     Decode,
     DropBlocks,
@@ -34,175 +20,12 @@ from plait.runtime.events import (
     Evict,
     LoadBlocks,
     Prefill,
-    Request,
+    Reply,
     SaveBlocks,
     Transfer,
     Verify,
 )
-
-MIN_BLOCKS = SEQUENCE // BLOCK_TOKENS
-BEGINNINGS = ((1,) * 15, (*(1,) * 9, *(2,) * 6), tuple(range(1, 16)))
-FIRST_CHECK = 1000  # id of its request
-ANY_DECODER = "any"  # a route
-BATCHING = partial(decoder, prefill_batch=2)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A bundle under a budget, and what happens to it."""
-
-    models: list[ModelEntry]
-    budget: TierBudget
-    tiered: bool
-    decode_steps: int
-    prefill_tokens: int | None
-    kv_bytes_per_s: float | None
-    workflows: tuple[tuple[str, ...], ...]
-    pairs: tuple[SpeculativePair, ...]
-    queue_timeout_seconds: float | None
-    arrivals: list[tuple[float, Request]]
-    cancels: list[tuple[float, int]]
-    broken: frozenset[int]  # ids of steps and transfers that fail
-    checks: list[tuple[float, Check | Checked]]
-
-
-def least_hbm(models: list[ModelEntry]) -> int:
-    """The hbm that the largest model needs beside the pinned ones."""
-
-    def together(chosen: list[ModelEntry]) -> int:
-        return sum(m.weights_bytes + m.kv_bytes for m in chosen) + max(m.workspace_bytes for m in chosen)
-
-    pinned = [model for model in models if model.pin == "hbm"]
-    return max(together(pinned if model in pinned else [*pinned, model]) for model in models)
-
-
-def least_ddr(models: list[ModelEntry]) -> int:
-    """The ddr that the largest model needs beside the pinned ones."""
-    pinned = sum(model.weights_bytes for model in models if model.pin == "ddr")
-    return max(pinned + (0 if model.pin == "ddr" else model.weights_bytes) for model in models)
-
-
-@st.composite
-def bundles(draw: st.DrawFn) -> list[ModelEntry]:
-    models: list[ModelEntry] = []
-    for index in range(draw(st.integers(2, 5))):
-        make = draw(st.sampled_from([decoder, BATCHING, encoder]))
-        model = make(
-            f"m{index}" + "x" * index,
-            weights_bytes=draw(st.integers(1, 2000)),
-            workspace_bytes=draw(st.integers(1, 300)),
-            batch=draw(st.integers(1, 4)),
-            pin=draw(st.sampled_from([None, None, None, "hbm", "ddr"])),
-            step_seconds=draw(st.sampled_from([0.001, 0.01, 0.2])),
-        )
-        if model.kv is not None:
-            blocks = draw(st.sampled_from([MIN_BLOCKS, MIN_BLOCKS + 1, 3 * MIN_BLOCKS]))
-            model = replace(model, kv=replace(model.kv, num_blocks=blocks))
-        models.append(model)
-    return models
-
-
-@st.composite
-def pairs_of(draw: st.DrawFn, models: list[ModelEntry]) -> tuple[SpeculativePair, ...]:
-    decoders = [model.name for model in models if model.kv is not None]
-    targets = draw(st.lists(st.sampled_from(decoders), unique=True, max_size=2)) if len(decoders) > 1 else []
-    return tuple(
-        SpeculativePair(draw(st.sampled_from([name for name in decoders if name != target])), target, tokens)
-        for target, tokens in ((target, draw(st.integers(1, 4))) for target in targets)
-    )
-
-
-@st.composite
-def requests(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Request:
-    model = draw(st.sampled_from(models))
-    priority = draw(st.sampled_from([0, 0, 0, 1, 2]))
-    if not draw(st.integers(0, 9)):
-        return load(request_id, model.name, priority=priority)
-    if not draw(st.integers(0, 9)):
-        return unload(request_id, model.name, tier=draw(st.sampled_from(["ddr", "disk"])), priority=priority)
-    if model.kv is None:
-        lengths = tuple(draw(st.lists(st.integers(1, SEQUENCE), min_size=1, max_size=6)))
-        return embed(request_id, model.name, lengths=lengths, priority=priority)
-    length = draw(st.integers(1, SEQUENCE - 1))
-    # Most prompts begin like others', for as long as these go.
-    prompt = draw(st.sampled_from(BEGINNINGS))[:length] if draw(st.integers(0, 3)) else length
-    used = length if isinstance(prompt, int) else len(prompt)
-    return generate(
-        request_id,
-        draw(st.sampled_from([model.name] * 5 + [ANY_DECODER])),
-        prompt=prompt,
-        max_tokens=draw(st.integers(1, SEQUENCE - used)),
-        seed=draw(st.integers(0, 9)),
-        priority=priority,
-        salt=draw(st.sampled_from(["", "", "", "other"])),
-        client=draw(st.sampled_from(["", "", "a", "b"])),
-    )
-
-
-@st.composite
-def checks(draw: st.DrawFn, models: list[ModelEntry], request_id: int) -> Check | Checked:
-    model = draw(st.sampled_from(models))
-    if not draw(st.integers(0, 4)):
-        return Checked(model.name, draw(st.sampled_from(["", "damaged"])))
-    return Check(embed(request_id, model.name) if model.kv is None else generate(request_id, model.name))
-
-
-def routes_of(models: list[ModelEntry]) -> dict[str, Route]:
-    decoders = tuple(model.name for model in models if model.kv is not None)
-    return {ANY_DECODER: Route(decoders)} if decoders else {}
-
-
-@st.composite
-def scenarios(draw: st.DrawFn) -> Scenario:
-    models = draw(bundles())
-    pairs = draw(pairs_of(models))
-    models = with_verify(models, pairs)
-    last = draw(st.sampled_from([0.1, 1.0, 4.0]))
-    times = st.integers(0, 100).map(lambda part: part * last / 100)
-    num_requests = draw(st.integers(1, 30))
-    slack = draw(st.sampled_from([0, 100, 2000, 20_000]))
-    return Scenario(
-        models,
-        TierBudget(least_hbm(models) + slack, least_ddr(models) + draw(st.sampled_from([0, 500, 20_000]))),
-        draw(st.booleans()),
-        draw(st.integers(1, 4)),
-        draw(st.sampled_from([None, 1, 3, 4])),
-        draw(st.sampled_from([None, 10_000.0, 1e6, 1e6])),
-        draw(st.sampled_from([(), (tuple(draw(st.permutations([model.name for model in models]))),)])),
-        pairs,
-        draw(st.sampled_from([None, None, 0.05, 1.0])),
-        [(draw(times), draw(requests(models, index))) for index in range(num_requests)],
-        [(seconds + draw(times), index) for seconds, index in _some_requests(draw, num_requests)],
-        frozenset(draw(st.lists(st.integers(1, 60), max_size=draw(st.sampled_from([0, 0, 5]))))),
-        [(draw(times), draw(checks(models, FIRST_CHECK + index))) for index in range(draw(st.sampled_from([0, 0, 4])))],
-    )
-
-
-def _some_requests(draw: st.DrawFn, num_requests: int) -> list[tuple[float, int]]:
-    indices = draw(st.lists(st.integers(0, num_requests - 1), unique=True, max_size=5))
-    return [(0.0, index) for index in indices]
-
-
-def play(scenario: Scenario):
-    arrived = {request.id: seconds for seconds, request in scenario.arrivals}
-    return run(
-        scenario.models,
-        scenario.arrivals,
-        hbm=scenario.budget.hbm,
-        ddr=scenario.budget.ddr,
-        tiered=scenario.tiered,
-        events=scenario.checks,
-        cancels=[(arrived[index] + seconds, index) for seconds, index in scenario.cancels],
-        queue_timeout_seconds=scenario.queue_timeout_seconds,
-        decode_steps=scenario.decode_steps,
-        prefill_tokens=scenario.prefill_tokens,
-        kv_bytes_per_s=scenario.kv_bytes_per_s,
-        workflows=scenario.workflows,
-        routes=routes_of(scenario.models),
-        speculative=scenario.pairs,
-        draw_token=draw_alike,
-        is_broken=lambda work: (work.transfer_id if isinstance(work, Transfer) else work.step_id) in scenario.broken,
-    )
+from plait.runtime.simulator import Record
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -212,11 +35,10 @@ def test_every_rule_is_kept_and_every_request_ends(scenario: Scenario):
     steps = [record.item for record in records if isinstance(record.item, Prefill | Decode | Verify | Embed)]
     event("evicts from hbm" if any(isinstance(r.item, Evict) and r.item.tier == "hbm" for r in records) else "calm")
     event("recomputes" if _num_restarts(steps) else "computes once")
-    for kind in (CopyBlocks, Verify, SaveBlocks, LoadBlocks, DropBlocks):
+    event("keeps segments" if any(isinstance(r.item, Evict) and r.item.num_kept for r in records) else "keeps none")
+    for kind in (CancelTransfer, CopyBlocks, Verify, SaveBlocks, LoadBlocks, DropBlocks):
         event(f"{kind.__name__}: {any(isinstance(record.item, kind) for record in records)}")
-    routes = {name: route.models for name, route in routes_of(scenario.models).items()}
-    drafts = {pair.target: pair.draft for pair in scenario.pairs}
-    verify(records, scenario.models, scenario.budget, partial(answer_of, draw_token=draw_alike), routes, drafts)
+    check(scenario, records)
 
 
 def _num_restarts(steps: list[Prefill | Decode | Verify | Embed]) -> int:
@@ -228,3 +50,84 @@ def _num_restarts(steps: list[Prefill | Decode | Verify | Embed]) -> int:
 @given(scenarios())
 def test_equal_input_gives_an_equal_record(scenario: Scenario):
     assert play(scenario) == play(scenario)
+
+
+FULL = 2148  # bytes of hbm in which a and b fit, with 64 bytes of KV each and a workspace of 10
+OTHERS = st.lists(st.tuples(st.integers(0, 30), st.sampled_from("ab"), st.integers(1, 12)), max_size=12)
+
+
+def to_hbm(records: Sequence[Record], model: str) -> list[Record]:
+    return [r for r in records if isinstance(r.item, Transfer) and (r.item.model, r.item.destination) == (model, "hbm")]
+
+
+def three(num_segments: int) -> list[ModelEntry]:
+    return [decoder(name, weights_bytes=1000, num_segments=num_segments) for name in "abc"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    others=OTHERS,
+    misses=st.lists(st.integers(0, 100), min_size=1, max_size=6),
+    num_segments=st.sampled_from([1, 5]),
+)
+def test_any_number_of_misses_costs_one_transfer(
+    others: list[tuple[int, str, int]], misses: list[int], num_segments: int
+) -> None:
+    """Requests for c come while a and b are busy or c is on its way; whoever else is asked for came before them."""
+    arrivals = [(1.0 + at / 1000, generate(i, model, max_tokens=n)) for i, (at, model, n) in enumerate(others)]
+    arrivals += [(1.04 + at / 1000, generate(100 + i, "c")) for i, at in enumerate(misses)]
+    records = run(three(num_segments), arrivals, hbm=FULL, draw_token=never_ends)
+    (transfer,) = to_hbm(records, "c")
+    leaving = [
+        r.item
+        for r in records
+        if isinstance(r.item, Evict) and r.item.tier == "hbm" and r.at_seconds <= transfer.at_seconds
+    ]
+    assert len(leaving) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    others=OTHERS.filter(lambda others: {model for _, model, _ in others} == {"a", "b"}),
+    num_gone=st.integers(1, 5),
+    leaves=st.integers(1, 50),
+)
+def test_clients_that_leave_while_queued_evict_nothing(
+    others: list[tuple[int, str, int]], num_gone: int, leaves: int
+) -> None:
+    """a and b are hot and answer for a while; those who ask for c meanwhile leave before that ends."""
+    hot = [(1.0, generate(90, "a", max_tokens=1)), (1.0, generate(91, "b", max_tokens=1))]
+    busy = [(2.0, generate(92, "a", max_tokens=13)), (2.0, generate(93, "b", max_tokens=13))]
+    arrivals = [(2.0 + at / 1000, generate(i, model, max_tokens=n)) for i, (at, model, n) in enumerate(others)]
+    gone = [(2.001 + i / 1000, generate(100 + i, "c")) for i in range(num_gone)]
+    cancels = [(at + leaves / 1000, request.id) for at, request in gone]
+    records = run(three(1), [*hot, *busy, *arrivals, *gone], hbm=FULL, cancels=cancels, draw_token=never_ends)
+    verify(records, three(1), TierBudget(FULL, 10**6), lambda request: answer_of(request, never_ends))
+    assert not [r for r in records if isinstance(r.item, Evict)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    asked_at=st.integers(0, 300),
+    max_tokens=st.integers(1, 12),
+    decode_steps=st.integers(1, 4),
+    per_second=st.integers(60, 120),
+    num_segments=st.sampled_from([1, 5]),
+)
+def test_nobody_starves(asked_at: int, max_tokens: int, decode_steps: int, per_second: int, num_segments: int) -> None:
+    """a and b fill hbm and are asked for faster than they answer; c, for which somebody asks once, has its turn."""
+    asked = [generate(i, "ab"[i % 2], max_tokens=12, client=f"{i % 5}") for i in range(per_second)]
+    stream = [(1.0 + i / per_second, request) for i, request in enumerate(asked)]
+    request = generate(9999, "c", max_tokens=max_tokens)
+    records = run(
+        three(num_segments),
+        [*stream, (1.2 + asked_at / 1000, request)],
+        hbm=FULL,
+        draw_token=never_ends,
+        decode_steps=decode_steps,
+    )
+    ended = {r.item.request_id: r.at_seconds for r in records if isinstance(r.item, Reply) and r.item.finish_reason}
+    older = max((ended[r.id] for at, r in stream if at <= 1.2 + asked_at / 1000), default=0.0)
+    # After those that came before it: a transfer, and steps in turn with the model that stays.
+    assert ended[9999] < older + 0.101 + 3 * 13 * 0.04
+    assert max(ended.values()) > ended[9999] + 0.1
