@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -166,15 +168,19 @@ def test_chunks_are_no_larger_than_asked_and_hold_every_byte_once(
 
 
 def test_a_fetch_ahead_gives_way_to_a_request_for_another_model(bundle: Bundle) -> None:
-    """After chat comes other, which takes half a second on this link; embed is asked for meanwhile."""
-    link = Link(bundle.manifest.model("other").weights_bytes / 0.5, pace=True)
+    """After chat comes other, which takes a second on this link; embed is asked for meanwhile."""
+    link = Link(bundle.manifest.model("other").weights_bytes, pace=True)
     target = dataclasses.replace(bundle.manifest.target, links={**bundle.manifest.target.links, "ddr->hbm": link})
     manifest = dataclasses.replace(bundle.manifest, workflows={"loop": ("chat", "other")})
     with Runtime(dataclasses.replace(bundle, manifest=manifest), target=target) as runtime:
         runtime._scheduler._moves._chunk_bytes = CHUNK
         events = recorded(runtime)
-        runtime.complete("chat", "The cat", FEW)
-        vectors = runtime.embed("embed", "a cat")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(runtime.complete, "chat", "The cat", FEW)
+            wait_until(
+                lambda: (transfer := runtime._scheduler._state.transfer) is not None and transfer.model == "other"
+            )
+            vectors = runtime.embed("embed", "a cat")
         answer = runtime.complete("other", "The cat", FEW)
         moved = [record.model for record in runtime.transfers() if record.destination == "hbm"]
         uses = runtime.tier_uses()
@@ -184,6 +190,13 @@ def test_a_fetch_ahead_gives_way_to_a_request_for_another_model(bundle: Bundle) 
     with Runtime(bundle) as calm:
         assert np.array_equal(calm.embed("embed", "a cat"), vectors)
         assert calm.complete("other", "The cat", FEW).text == answer.text
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def recorded(runtime: Runtime) -> list[Event]:
