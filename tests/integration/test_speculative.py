@@ -179,9 +179,7 @@ def test_a_draft_needs_its_targets_tokenizer(directory: Path) -> None:
     (directory / "apart" / "tokenizer.json").write_text(json.dumps(tokenizer))
     models = {**MODELS, "near": {**MODELS["near"], "source": "apart"}}
     spec = spec_of(models=models, speculative=PAIRS)
-    with pytest.raises(
-        ConfigurationError, match=r"'near' cannot be the draft of 'chat': .*'a' is token \d+ in"
-    ):
+    with pytest.raises(ConfigurationError, match=r"'near' cannot be the draft of 'chat': .*'a' is token \d+ in"):
         build_bundle(spec, directory / "never.plait", base=directory)
 
 
