@@ -28,7 +28,12 @@ class Steps:
         self.entries = {entry.name: entry for entry in self.executor.load_programs(lambda done, total: None)}
         programs = [program.configuration for program in self.entries["chat"].programs]
         self.shapes = next(shapes for shapes in programs if (shapes.phase, shapes.batch) == ("decode", 1))
-        for name, source, destination in (("chat", "disk", "ddr"), ("embed", "disk", "ddr"), ("chat", "ddr", "hbm")):
+        moves: list[tuple[str, TierName, TierName]] = [
+            ("chat", "disk", "ddr"),
+            ("embed", "disk", "ddr"),
+            ("chat", "ddr", "hbm"),
+        ]
+        for name, source, destination in moves:
             transfer = self.transfer(name, source, destination, CHUNK_BYTES)
             self.executor.arrived(transfer, self.executor.copy(transfer, lambda num_bytes: None))
         self.copy_seconds: list[float] = []
