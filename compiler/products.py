@@ -39,9 +39,9 @@ class ProductForm:
 
     out_size: int
     in_size: int
-    dtype: str  # of the weight's values: dense ones', or "int8", with which the rows are rounded to int8 too
     slices: int  # of the weight's rows, each a product of one batch
     seconds: dict[int, float]  # of one product, by number of slices
+    dtype: str = "bfloat16"  # of the weight's values: dense ones', or "int8", with which the rows are rounded too
 
 
 def product_shapes(graph: Graph, merges: Sequence[Merge]) -> set[WeightShape]:
@@ -90,7 +90,8 @@ def _measure(shape: WeightShape) -> ProductForm:
             jax.block_until_ready(form(x, weights))
             seconds[slices].append((time.perf_counter() - began) / count)
     medians = {slices: statistics.median(times[1:]) for slices, times in seconds.items()}
-    return ProductForm(*shape, min(medians, key=lambda slices: medians[slices]), medians)
+    fastest = min(medians, key=lambda slices: medians[slices])
+    return ProductForm(out_size, in_size, fastest, medians, dtype)
 
 
 def _scales(shape: WeightShape) -> list[jax.Array]:
