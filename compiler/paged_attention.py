@@ -147,8 +147,9 @@ class _Rows:
 
 
 def _product(equation: str, rows: Array, entries: Array) -> Array:
-    """A product in the type of the cache, accumulated in f32."""
-    return jnp.einsum(equation, rows.astype(entries.dtype), entries, preferred_element_type=jnp.float32)
+    """A product in the type of the cache, accumulated in f32; its rows are padded for the time of the product."""
+    padded = padded_rows(rows.astype(entries.dtype), axis=2)
+    return jnp.einsum(equation, padded, entries, preferred_element_type=jnp.float32)[:, :, : rows.shape[2]]
 
 
 def attention(
@@ -248,28 +249,27 @@ def _by_queries(attend, query: Float[Array, "batch new heads size"], positions: 
 
 
 def _to_rows(query: Float[Array, "batch new heads size"], kv_heads: int) -> Float[Array, "kv_heads batch rows size"]:
-    """Returns the queries as rows, heads of a group before positions, padded to MIN_ROWS."""
+    """Returns the queries as rows, heads of a group before positions."""
     batch, new, heads, size = query.shape
     rows = query.reshape(batch, new, kv_heads, heads // kv_heads, size).transpose(2, 0, 3, 1, 4)
-    return padded_rows(rows.reshape(kv_heads, batch, -1, size), axis=2)
+    return rows.reshape(kv_heads, batch, -1, size)
 
 
 def _row_positions(positions: Int[Array, "batch new"], group: int) -> Int[Array, "batch rows"]:
-    return padded_rows(jnp.tile(positions, (1, group)), axis=1)
+    return jnp.tile(positions, (1, group))
 
 
 def _of_heads(values: Float[Array, " heads"], kv_heads: int, new: int) -> Float[Array, "kv_heads 1 rows"]:
     """Returns a value of each head for its rows."""
-    return padded_rows(jnp.repeat(values.reshape(kv_heads, 1, -1), new, axis=-1), axis=2)
+    return jnp.repeat(values.reshape(kv_heads, 1, -1), new, axis=-1)
 
 
 def _from_rows(rows: Array, shape: tuple[int, int, int]) -> Float[Array, "batch new heads value"]:
-    """Returns rows as [batch, new, heads, value], without the padding."""
+    """Returns rows as [batch, new, heads, value]."""
     batch, new, heads = shape
     kv_heads, _, _, size = rows.shape
-    group = heads // kv_heads
-    kept = rows[:, :, : group * new].reshape(kv_heads, batch, group, new, size)
-    return kept.transpose(1, 3, 0, 2, 4).reshape(batch, new, heads, size)
+    split = rows.reshape(kv_heads, batch, heads // kv_heads, new, size)
+    return split.transpose(1, 3, 0, 2, 4).reshape(batch, new, heads, size)
 
 
 def _own_slopes(num_heads: int, head_axes: tuple[str, ...]) -> Float[Array, " heads"]:
