@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -125,7 +126,8 @@ def test_pinned_models_stay(tiny_bundle: Path) -> None:
     models = tuple(dataclasses.replace(entry, pin=pins.get(entry.name)) for entry in bundle.manifest.models)
     pinned = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, models=models))
     with Runtime(pinned) as runtime:
-        for model, tier in (("chat", "ddr"), ("chat", "disk"), ("other", "disk")):
+        refused: tuple[tuple[str, Literal["ddr", "disk"]], ...] = (("chat", "ddr"), ("chat", "disk"), ("other", "disk"))
+        for model, tier in refused:
             with pytest.raises(ModelStateError, match=f"'{model}' is pinned to {pins[model]}"):
                 runtime.unload_model(model, tier)
         runtime.load_model("other")

@@ -41,8 +41,9 @@ def url(runtime: Runtime) -> Iterator[str]:
 def test_the_hot_model_answers_and_is_named(runtime: Runtime, url: str, hot: str) -> None:
     runtime.load_model(hot)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as sdk:
-        messages = [{"role": "user", "content": "the"}]
-        whole = sdk.chat.completions.create(model="small", messages=messages, max_tokens=4, temperature=0)
+        whole = sdk.chat.completions.create(
+            model="small", messages=[{"role": "user", "content": "the"}], max_tokens=4, temperature=0
+        )
         streamed = list(sdk.completions.create(model="small", prompt="the", max_tokens=4, temperature=0, stream=True))
     assert whole.model == hot
     assert {chunk.model for chunk in streamed} == {hot}

@@ -158,7 +158,7 @@ def test_a_workflow_of_one_model_foretells_nothing(workflow: list[str]):
 
 
 def test_how_often_a_model_is_asked_in_a_row_is_learned():
-    look_ahead = LookAhead()
+    look_ahead, forecast = LookAhead(), None
     for now, model in enumerate("aaabb" * 20 + "aaa"):
         look_ahead.observe("", model, now)
         forecast = next(iter(look_ahead.forecasts(now)), None)
