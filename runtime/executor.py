@@ -12,7 +12,6 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import jax
@@ -45,7 +44,7 @@ from .events import (
     Verify,
 )
 from .pool_copies import PoolCopier, SavedBlock
-from .program_loader import ProgramLoader
+from .program_loader import Awaited, ProgramLoader
 from .sampler import Proposal, draw_logprobs, propose, sample
 from .tiers import Copier, Moved
 
@@ -85,7 +84,7 @@ class JaxExecutor:
         has_stand_in = target.kind == "tiered" and jax.default_backend() == "cpu"
         self._copier = Copier(bundle, target, Arena(needed) if has_stand_in else None)
         self._link = target.link("ddr", "hbm") if target.kind == "tiered" else None
-        self._pool_copiers: dict[str, Future[PoolCopier]] = {}  # of decoders
+        self._pool_copiers: dict[str, Awaited[PoolCopier]] = {}  # of decoders
         self._copies: dict[str, list[tuple[int, int]]] = {}  # of blocks, to be made before a model's next step
         self._saved: dict[int, tuple[SavedBlock, int]] = {}  # by slot: a block, and its bytes on the fullest device
         self._saved_bytes = 0  # of them all: adding them up at every switch takes longer the more there are

@@ -60,7 +60,8 @@ def test_damaged_or_foreign_notes_are_written_anew(bundle: Bundle, tmp_path: Pat
 
 
 def test_short_requests_programs_are_loaded_first(bundle: Bundle) -> None:
-    jobs = [program.configuration for _, program in program_loader._by_need(bundle.manifest.models)]
+    needed, others = program_loader._by_need(bundle.manifest.models)
+    jobs = [program.configuration for _, program in (*needed, *others)]
     programs = [program.configuration for model in bundle.manifest.models for program in model.programs]
     assert sorted(jobs, key=str) == sorted(programs, key=str)
     phases = [job.phase for job in jobs]
