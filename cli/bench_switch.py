@@ -70,7 +70,7 @@ def switch(
     plait bench switch --rival-python ~/venv/bin/python --perfetto timeline.json
     plait bench switch agent.plait --turns 24 --rounds 2 --no-processes --json
     """
-    from ..models.registry import cache_directory
+    from ..models.cache import cache_directory
     from ..runtime.bench.switching.child import RemoteStation
     from ..runtime.bench.switching.report import SwitchReport
     from ..runtime.bench.switching.run import Plan, run_switching

@@ -12,7 +12,7 @@ from .output import format_seconds, print_json, print_table
 
 if TYPE_CHECKING:
     from ..compiler.bundle.manifest import ModelEntry
-    from ..compiler.products import ProductForm
+    from ..compiler.product_form import ProductForm
 
 __all__ = ["accuracy_sentence", "explain_bundle", "form_name"]
 

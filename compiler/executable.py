@@ -18,9 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from jaxtyping import Array
 
 from ..errors import ConfigurationError, ExecutionError
-from ..models.registry import cache_directory
-from .lower import Program
+from ..models.cache import cache_directory
 from .mesh import Mesh
+from .program import Program
 
 __all__ = [
     "Executable",

@@ -13,14 +13,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import networkx as nx
 import pydantic
 
 from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["KEY_IMPLEMENTATIONS", "Graph", "Operation", "Option", "Value", "ValueKind", "item_bytes"]
 
@@ -147,6 +149,8 @@ class Graph:
 
     def to_networkx(self) -> nx.DiGraph[Node]:
         """Returns a bipartite view: nodes ("value", id) and ("operation", id), edges along the flow of data."""
+        import networkx as nx  # here, for whoever runs a bundle does without it
+
         view: nx.DiGraph[Node] = nx.DiGraph(name=self.name)
         for value in self.values:
             attributes = {"name": value.name, "kind": value.kind, "shape": value.shape, "dtype": value.dtype}

@@ -33,7 +33,8 @@ from . import batch_invariant
 from .batch_invariant import padded_rows
 from .merge import MergedPart
 from .paged_attention import attention, latent_attention
-from .products import MAX_SLICED_ROWS, ProductForm, WeightShape, slices_of
+from .product_form import ProductForm, WeightShape, slices_of
+from .products import MAX_SLICED_ROWS
 from .target import Target
 
 __all__ = ["implementations_for"]

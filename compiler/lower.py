@@ -30,59 +30,22 @@ from .cut import StageCut, one_stage
 from .evaluate import evaluate_graph
 from .graph import Value
 from .implementations import implementations_for
+from .kv_pool import pool_dtype, pool_layout, pool_shape
 from .merge import Merge, merge_specs
-from .mesh import Layout, Mesh
-from .paged_attention import PagedView, pool_dtype
+from .mesh import Mesh
+from .paged_attention import PagedView
 from .partition.plan import Sharding
-from .products import ProductForm
+from .product_form import ProductForm
+from .program import Program
 from .target import Target
 from .trace import Traced
 
-__all__ = ["PLATFORMS", "Program", "lower", "lower_stage", "pool_axes", "pool_layout", "pool_shape"]
+__all__ = ["PLATFORMS", "lower", "lower_stage", "pool_axes"]
 
 PLATFORMS = ("cpu", "cuda")  # that programs are exported for
 _DONATED_POOLS = (2,)
 _CACHE_HEADS_DIM = 2
 _WITH_MORE_PRODUCTS = ("rms_norm", "layer_norm", "rope")  # implementations that compute by products what the op doesn't
-
-
-@dataclass(frozen=True)
-class Program:
-    """One stage of one configuration as exported StableHLO.
-
-    It takes (parameters by name, inputs by name, pools of the stage's layers, values that earlier stages hand it) and
-    returns (values that it hands on, pools). A decoder has the inputs tokens, start, lengths and tables, an encoder
-    tokens and lengths and no pools. What the last stage hands on last is the result: logits or vectors.
-    """
-
-    configuration: Configuration
-    exported: export.Exported
-    donated: tuple[int, ...]  # positions of arguments that the program overwrites
-    takes: tuple[int, ...] = ()  # ids of the values that earlier stages hand it
-    gives: tuple[int, ...] = ()  # ids of those that it hands on
-
-    def to_bytes(self) -> bytes:
-        """Returns the serialized program, as `bundle.programs.load_exported` reads it."""
-        return bytes(self.exported.serialize())
-
-
-def pool_shape(config: DecoderConfig, num_blocks: int) -> tuple[int, ...]:
-    """Returns the shape of one layer's KV pool: [blocks, keys and values, kv heads, block tokens, head size].
-
-    A latent cache has one entry, latent vector and rotary key side by side, in the place of keys and values.
-
-    Args:
-        config: The model.
-        num_blocks: A number, or the dimension that stands for it while a program is exported.
-    """
-    (heads, size), (_, second_size) = config.cache_shapes
-    parts, size = (2, size) if config.latent is None else (1, size + second_size)
-    return (num_blocks, parts, heads, BLOCK_TOKENS, size)
-
-
-def pool_layout(head_axes: tuple[str, ...]) -> Layout:
-    """Returns how a KV pool lies over a mesh whose axes `head_axes` divide its heads."""
-    return Layout(((), (), head_axes, (), ()))
 
 
 def pool_axes(sharding: Sharding, values: Sequence[Value]) -> tuple[str, ...]:

@@ -23,16 +23,11 @@ from ..models import layers, mla
 from .batch_invariant import by_heads, padded_rows, row_sums
 from .configuration import BLOCK_TOKENS
 
-__all__ = ["PagedView", "attention", "latent_attention", "pool_dtype"]
+__all__ = ["PagedView", "attention", "latent_attention"]
 
 _CHUNK_TOKENS = 128  # of the context, per round
 _QUERY_TOKENS = 128  # of a prompt at once: those before see fewer rounds
 _MASKED = -1e30  # finite, so that a wholly masked row stays free of NaN
-
-
-def pool_dtype(dtype: str) -> jnp.dtype:
-    """Returns the type in which a KV pool of `dtype` is stored: bf16 as its bits, for XLA would rewrite whole pools."""
-    return jnp.dtype(jnp.uint16 if dtype == "bfloat16" else dtype)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .configuration import Configuration, Phase
 from .cost import StepCost, step_cost
 from .files import write_files
 from .implementations import implementations_for
-from .lower import Program, lower
+from .lower import lower
 from .mapping import MAPPING_STAGES, Fusion, Mapped, MappingStage, map_step
 from .memory import MemoryPlan, plan_memory
 from .mesh import Mesh
@@ -34,6 +34,7 @@ from .partition.problem import Problem
 from .partition.result import Objective, Partition
 from .partition.search import partition
 from .partition.skeleton import skeleton
+from .program import Program
 from .subject import ModelSizes, model_sizes
 from .target import Target
 from .trace import Traced, trace_model

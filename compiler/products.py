@@ -11,9 +11,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +19,15 @@ import jax.numpy as jnp
 from .batch_invariant import MIN_ROWS, int8_linear, linear, sliced_linear
 from .graph import Graph
 from .merge import Merge
+from .product_form import ProductForm, WeightShape
 
-__all__ = ["MAX_SLICED_ROWS", "ProductForm", "WeightShape", "measure_products", "product_shapes", "slices_of"]
-
-WeightShape: TypeAlias = tuple[int, int, str]  # (out, in, type) of the values of a weight
+__all__ = ["MAX_SLICED_ROWS", "measure_products", "product_shapes"]
 
 MAX_SLICED_ROWS = 32  # with more, a product is bound by arithmetic, and slices don't help
 _SLICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _MIN_VALUES = 1 << 17  # of a weight that is worth measuring
 _STREAMED_BYTES = 48 << 20  # of distinct weights, so that they come from memory and not from a cache
 _REPEATS = 5
-
-
-@dataclass(frozen=True)
-class ProductForm:
-    """How products with weights of one shape are computed where there are few rows."""
-
-    out_size: int
-    in_size: int
-    slices: int  # of the weight's rows, each a product of one batch
-    seconds: dict[int, float]  # of one product, by number of slices
-    dtype: str = "bfloat16"  # of the weight's values: dense ones', or "int8", with which the rows are rounded too
 
 
 def product_shapes(graph: Graph, merges: Sequence[Merge]) -> set[WeightShape]:
@@ -63,11 +49,6 @@ def measure_products(shapes: Iterable[WeightShape]) -> tuple[ProductForm, ...]:
         shapes: Of weights; small ones are left out.
     """
     return tuple(_measure(shape) for shape in sorted(shapes) if shape[0] * shape[1] >= _MIN_VALUES)
-
-
-def slices_of(products: Iterable[ProductForm]) -> Mapping[WeightShape, int]:
-    """Returns the chosen number of slices by weight."""
-    return {(product.out_size, product.in_size, product.dtype): product.slices for product in products}
 
 
 @functools.cache  # models of the same shapes get the same programs: a busy moment must not tell them apart

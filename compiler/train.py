@@ -29,7 +29,8 @@ from ..models.decoder import Decoder, DecoderLayer
 from ..models.family import ModelFunction, Parameters, build
 from ..models.named_ops import named_op, wide
 from .configuration import Configuration
-from .lower import PLATFORMS, Program
+from .lower import PLATFORMS
+from .program import Program
 from .trace import Traced, trace
 
 __all__ = [

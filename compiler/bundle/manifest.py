@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ...errors import BundleIntegrityError, BundleVersionError, ModelNotFoundError
 from ...models.config import DecoderConfig, EncoderConfig, config_from_json, config_to_json
 from ..configuration import Configuration
-from ..products import ProductForm
+from ..product_form import ProductForm
 from ..target import Target
 from .placement import DeviceShare, Placement
 from .segments import Segment, segment_ends

@@ -17,12 +17,14 @@ from ...models.config import ModelConfig
 from ..configuration import Configuration
 from ..cut import StageCut, cut, one_stage
 from ..graph import Graph, Operation, Value
-from ..lower import Program, lower_stage, pool_axes
+from ..lower import lower_stage, pool_axes
 from ..merge import Merge, find_merges
 from ..mesh import Layout, Mesh, whole
 from ..partition.plan import Sharding
 from ..partition.search import partition
-from ..products import ProductForm, measure_products, product_shapes
+from ..product_form import ProductForm
+from ..products import measure_products, product_shapes
+from ..program import Program
 from ..target import Target
 from ..trace import Traced, trace_model
 from .manifest import KVPlan

@@ -10,7 +10,7 @@ from jax.sharding import Sharding
 from pydantic import NonNegativeInt, PositiveInt
 
 from ..executable import mesh_sharding
-from ..lower import pool_layout
+from ..kv_pool import pool_layout
 from ..mesh import Layout, Mesh
 
 __all__ = ["DeviceShare", "Placement", "StagePlacement"]

@@ -13,8 +13,7 @@ import numpy as np
 from ...models.config import DecoderConfig
 from ..configuration import BLOCK_TOKENS, Configuration
 from ..executable import Executable
-from ..lower import pool_shape
-from ..paged_attention import pool_dtype
+from ..kv_pool import pool_dtype, pool_shape
 from .manifest import KVPlan
 from .place import PlacedModel
 from .placement import Placement

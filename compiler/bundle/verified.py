@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pydantic
 
-from ...models.registry import cache_directory
+from ...models.cache import cache_directory
 
 __all__ = ["FileIdentity", "is_recorded", "record"]
 

@@ -14,9 +14,9 @@ from decoder_variants import SMALL, VARIANTS, empty_cache, random_parameters
 
 from plait.compiler.configuration import BLOCK_TOKENS, Configuration
 from plait.compiler.executable import Executable, compile_program
-from plait.compiler.lower import lower, pool_shape
+from plait.compiler.kv_pool import pool_dtype, pool_shape
+from plait.compiler.lower import lower
 from plait.compiler.merge import find_merges, merge_tensors
-from plait.compiler.paged_attention import pool_dtype
 from plait.compiler.target import load_target
 from plait.compiler.trace import trace_model
 from plait.models.checkpoint import open_checkpoint

@@ -7,7 +7,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -29,6 +29,7 @@ from plait.errors import (
     ShuttingDownError,
 )
 from plait.runtime.engine import Runtime
+from plait.runtime.program_loader import Awaited
 from plait.runtime.request import SamplingParams
 
 FEW = SamplingParams(max_tokens=6, temperature=0)
@@ -267,8 +268,8 @@ def before_each_step(runtime: Runtime, model: str, configuration_id: str, functi
         function(*arguments)
         return sound(*arguments)
 
-    loading[key] = Future()
-    loading[key].set_result(run)  # type: ignore[arg-type]
+    pool = ThreadPoolExecutor(1)
+    loading[key] = Awaited(lambda: run, pool, pool)  # type: ignore[arg-type]
 
 
 def test_a_step_that_fails_costs_its_requests_and_no_others(tiny_bundle: Path) -> None:
