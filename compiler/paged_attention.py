@@ -233,11 +233,14 @@ def latent_attention(
 
 def _by_queries(attend, query: Float[Array, "batch new heads size"], positions: Int[Array, "batch new"]) -> Array:
     """Attends for all queries, a number of positions after the other where there are many."""
-    new = positions.shape[1]
+    batch, new = positions.shape
     if new <= _QUERY_TOKENS or new % _QUERY_TOKENS:
         return attend(query, positions)
-    parts = [slice(first, first + _QUERY_TOKENS) for first in range(0, new, _QUERY_TOKENS)]
-    return jnp.concatenate([attend(query[:, part], positions[:, part]) for part in parts], axis=1)
+    count = new // _QUERY_TOKENS
+    queries = jnp.moveaxis(query.reshape(batch, count, _QUERY_TOKENS, *query.shape[2:]), 1, 0)
+    places = jnp.moveaxis(positions.reshape(batch, count, _QUERY_TOKENS), 1, 0)
+    out = jax.lax.map(lambda part: attend(*part), (queries, places))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, new, *out.shape[3:])
 
 
 def _to_rows(query: Float[Array, "batch new heads size"], kv_heads: int) -> Float[Array, "kv_heads batch rows size"]:
