@@ -56,7 +56,7 @@ def test_a_bundle_that_fits_has_neither_errors_nor_switches(plait, tiny_bundle: 
 def test_a_model_over_devices_is_shown_with_the_bytes_of_each(plait, copy: Path, opened: Bundle) -> None:
     chat, *others = opened.manifest.models
     stage = StagePlacement({}, (0, 1), weights_bytes=5 << 20, kv_bytes=3 << 20)
-    over_two = replace(chat, placement=Placement({"tensor": 2}, ("tensor",), (stage,)))
+    over_two = replace(chat, placement=Placement({"tensor": 2}, ("tensor",), (stage,)), segments=())
     rewrite(copy, replace(opened.manifest, models=(over_two, *others)))
     data = plait("check", copy, "--json").data["models"]["chat"]
     assert (data["mesh"], data["stages"], len(data["devices"])) == ({"tensor": 2}, 1, 2)

@@ -52,7 +52,8 @@ def test_models_that_do_not_fit_together_are_switched(plait, tiny_bundle: Path, 
     data = plait("simulate", "trace", tiny_bundle, *options).data
     assert (data["answered"], data["output_tokens"], data["slo"]["attainment"]) == (10, 80, 1.0)
     assert data["switches"] >= 9  # the scheduler learns whose turn is next: its model may be hot before it is asked
-    assert data["moved_bytes"] == {"ddr->hbm": data["switches"] * models[0].moved_bytes}
+    assert data["moved_bytes"].keys() == {"ddr->hbm"}
+    assert 0 < data["moved_bytes"]["ddr->hbm"] <= data["switches"] * models[0].moved_bytes  # layers that fit stay
     assert (sum(data["arrivals"].values()), data["arrivals"]["cold"]) == (10, 0)
     assert data["simulated_seconds"] >= 9.0
     slow = plait("simulate", "trace", tiny_bundle, *options, "--link", "1MB").data

@@ -70,7 +70,7 @@ def test_weights_that_do_not_divide_into_blocks_are_refused() -> None:
         max_positions=64,
     )
     with pytest.raises(
-        ConfigurationError, match=r"cannot be stored as q4_0: its rows of 48 values .* use fp8 or dense"
+        ConfigurationError, match=r"cannot be stored as q4_0: its rows of 48 values .* use int8, fp8 or dense"
     ):
         model_sizes(with_weights(narrow, "q4_0"), "float32")
 

@@ -186,8 +186,7 @@ def test_200_interleaved_requests_of_8_clients_stay_within_the_budget(
 
     budget = bundle.manifest.budget
     models = {entry.name: entry for entry in bundle.manifest.models}
-    largest_step = max(models["chat"].workspace_bytes, models["sparse"].workspace_bytes)  # hot at the peak, with chat
-    assert sampler.peak_bytes["device"] + largest_step <= budget.hbm
+    assert sampler.peak_bytes["device"] <= budget.hbm  # results of steps among them; `tier_uses` adds temporaries
     assert sampler.peak_bytes["pinned_host"] <= budget.ddr
     predicted = models["chat"].resident_bytes + models["sparse"].resident_bytes
     assert predicted == pytest.approx(sampler.peak_bytes["device"], rel=0.05)

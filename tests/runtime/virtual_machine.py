@@ -430,6 +430,8 @@ class VirtualMachine:
                 continue
             if other.has_begun or other.serial >= client.serial or other.request.client != client.request.client:
                 continue
+            if other.is_check:  # it has no turn
+                continue
             if is_whole and isinstance(client.request.work, GenerateWork):
                 continue
             if other.request.priority == client.request.priority:
@@ -642,7 +644,7 @@ class VirtualMachine:
         assert isinstance(work, UnloadWork)
         left = {"hbm", "ddr"} - {work.tier, self.models[model].pin}
         assert not [tier for tier in left if model in self.tiers[tier]], f"{reply} to {client.request}, which is there"
-        late = [other.request for other in self._of(model) if _comes_after(client, other)]
+        late = [other.request for other in self._of(model) if _comes_after(client, other) and not other.is_check]
         assert not late, f"{client.request} is gone before {late}"
         if work.tier == "disk":
             assert model not in {name for name, _ in self.saved.values()}, f"{reply} and blocks of {model} are left"
