@@ -32,7 +32,7 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks tests/integration/test_partitioned.py --benchmarks -s -o faulthandler_timeout=3600
+	$(BIN)/python -m pytest tests/benchmarks tests/integration/test_partitioned.py tests/runtime/bench/test_switching.py --benchmarks -s -o faulthandler_timeout=3600
 
 # Reference outputs of transformers on the same weights, in an environment of their own (torch is large).
 oracle:

@@ -28,7 +28,7 @@ from plait.runtime.events import (
 from plait.runtime.simulator import Record
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_rule_is_kept_and_every_request_ends(scenario: Scenario):
     records = play(scenario)

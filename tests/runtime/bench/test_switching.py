@@ -79,12 +79,14 @@ def test_a_bundle_without_the_roles_is_refused(bundle: Path, missing: str) -> No
         Roles.of(dataclasses.replace(manifest, models=rest))
 
 
+@pytest.mark.long
 def test_every_way_runs_its_turns(runs: SwitchRuns) -> None:
     counts = {way: len(loop.turns) for way, loop in runs.loops.items()}
     assert counts == {"resident": 4, "declared": 4, "learned": 2, "blocking": 2, "reload": 4, "reload_cold": 4}
     assert {way: len(of) for way, of in runs.switches.items()} == {"copied": 3, "reload": 1, "reload_cold": 1}
 
 
+@pytest.mark.long
 def test_only_where_not_all_fit_there_are_switches_and_stalls(runs: SwitchRuns) -> None:
     resident, blocking = runs.loops["resident"], runs.loops["blocking"]
     assert sum(block.num_switches for block in resident.blocks.values()) == 0
@@ -94,6 +96,7 @@ def test_only_where_not_all_fit_there_are_switches_and_stalls(runs: SwitchRuns) 
     assert sum(turn.stall_seconds for turn in blocking.turns) >= 0.9 * num_switches * SWITCH_SECONDS
 
 
+@pytest.mark.long
 def test_a_switch_moves_the_models_bytes_and_a_cached_file_is_seen_as_such(runs: SwitchRuns, bundle: Path) -> None:
     moved = open_bundle(bundle).manifest.model("chat-0").moved_bytes
     assert {switch.num_bytes for of in runs.switches.values() for switch in of} == {moved}
@@ -101,6 +104,7 @@ def test_a_switch_moves_the_models_bytes_and_a_cached_file_is_seen_as_such(runs:
     assert all(0 < s.copy_seconds <= s.ready_seconds <= s.ttft_seconds for s in runs.switches["copied"])
 
 
+@pytest.mark.long
 def test_the_timeline_has_steps_and_transfers_at_once(runs: SwitchRuns, bundle: Path) -> None:
     assert runs.timeline is not None
     moved = open_bundle(bundle).manifest.model("chat-0").moved_bytes
@@ -117,6 +121,7 @@ def test_the_timeline_has_steps_and_transfers_at_once(runs: SwitchRuns, bundle: 
     assert max(overlaps) > 0
 
 
+@pytest.mark.long
 def test_the_report_compares_with_all_resident(plan: Plan, runs: SwitchRuns) -> None:
     report = SwitchReport(plan, runs)
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
