@@ -19,7 +19,7 @@ class ProductForm:
     in_size: int
     slices: int  # of the weight's rows, each a product of one batch
     seconds: dict[int, float]  # of one product, by number of slices
-    dtype: str = "bfloat16"  # of the weight's values: dense ones', or "int8", with which the rows are rounded too
+    dtype: str = ""  # of the weight's values: dense ones', or "int8"; bundles of format 4 don't say
 
 
 def slices_of(products: Iterable[ProductForm]) -> Mapping[WeightShape, int]:

@@ -197,7 +197,8 @@ def _by_need(entries: Sequence[ModelEntry]) -> tuple[list[_Job], list[_Job]]:
 def _give_way(are_first_here: threading.Event) -> None:
     """Lets the first programs, and then every other thread of the machine, go before this thread."""
     are_first_here.wait()
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _identity(bundle: Bundle, entry: ModelEntry, program: ProgramEntry) -> Hashable:

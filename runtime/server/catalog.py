@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from ..request import LastMove, ModelStatus, RouteStatus
 from .engine import engine_of, find_model, find_route
 from .errors import ErrorBody, ErrorObject, error_response
-from .responses import ModelBytes, ModelItem, ModelList, ModelMove, RouteItem
+from .responses import ListedItem, ModelBytes, ModelItem, ModelList, ModelMove, RouteItem
 
 __all__ = ["model_item", "router"]
 
@@ -58,13 +58,7 @@ async def metrics(request: Request) -> Response:
 def model_item(status: ModelStatus, created: int) -> ModelItem:
     """Returns a model as clients see it."""
     return ModelItem(
-        id=status.name,
-        created=created,
-        owned_by="plait",
-        context_length=status.context_length,
-        max_completion_tokens=status.max_completion_tokens,
-        capabilities=list(status.capabilities),
-        residency=status.residency,
+        **_listed(status, created).model_dump(),
         bytes=ModelBytes(weights=status.weights_bytes, kv=status.kv_bytes, workspace=status.workspace_bytes),
         health=status.health,
         tiers=dict(status.tier_bytes),
@@ -87,14 +81,16 @@ def _move(move: LastMove) -> ModelMove:
 
 
 def _route_item(status: RouteStatus, created: int) -> RouteItem:
-    return RouteItem(
+    return RouteItem(**_listed(status, created).model_dump(), models=list(status.models), policy=status.policy)
+
+
+def _listed(status: ModelStatus | RouteStatus, created: int) -> ListedItem:
+    """Returns what the items of models and of routes have in common."""
+    return ListedItem(
         id=status.name,
         created=created,
-        owned_by="plait",
         context_length=status.context_length,
         max_completion_tokens=status.max_completion_tokens,
         capabilities=list(status.capabilities),
         residency=status.residency,
-        models=list(status.models),
-        policy=status.policy,
     )

@@ -66,7 +66,7 @@ def test_nothing_heavy_is_imported_before_a_command_needs_it() -> None:
     check = (
         "import sys, plait.cli.main; sys.exit(not {'jax', 'numpy', 'pydantic_core', 'fastapi'}.isdisjoint(sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", check], check=True)
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

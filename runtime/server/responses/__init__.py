@@ -16,7 +16,7 @@ from .encoding import (
 )
 from .envelope import new_id, now, system_fingerprint
 from .logprobs import ChatLogprobs, CompletionLogprobs
-from .models import ModelBytes, ModelItem, ModelList, ModelMove, RouteItem
+from .models import ListedItem, ModelBytes, ModelItem, ModelList, ModelMove, RouteItem
 from .usage import Usage
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "EmbeddingItem",
     "EmbeddingList",
     "EmbeddingUsage",
+    "ListedItem",
     "ModelBytes",
     "ModelItem",
     "ModelList",

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from ...request import Health, Residency
 
-__all__ = ["ModelBytes", "ModelItem", "ModelList", "ModelMove", "RouteItem"]
+__all__ = ["ListedItem", "ModelBytes", "ModelItem", "ModelList", "ModelMove", "RouteItem"]
 
 
 class ModelBytes(BaseModel):
@@ -29,17 +29,22 @@ class ModelMove(BaseModel):
     ended_at: float  # seconds since the epoch
 
 
-class ModelItem(BaseModel):
-    """A model, what it can do and where it is now."""
+class ListedItem(BaseModel):
+    """A name that can be asked for, and what it can do."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
-    owned_by: str
+    owned_by: str = "plait"
     context_length: int
     max_completion_tokens: int
     capabilities: list[str]
     residency: Residency
+
+
+class ModelItem(ListedItem):
+    """A model, what it can do and where it is now."""
+
     bytes: ModelBytes
     health: Health
     tiers: dict[str, int]  # bytes in each tier that the model is in
@@ -50,17 +55,9 @@ class ModelItem(BaseModel):
     pin: str | None
 
 
-class RouteItem(BaseModel):
+class RouteItem(ListedItem):
     """A name for models that can stand for each other; an answer's `model` says which one it was."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    context_length: int
-    max_completion_tokens: int
-    capabilities: list[str]
-    residency: Residency
     models: list[str]
     policy: str
 
