@@ -17,9 +17,10 @@ from jax.nn import log_softmax
 from ...models.checkpoint import Checkpoint
 from ...models.config import DecoderConfig
 from ...models.family import build
-from ..configuration import BLOCK_TOKENS, Configuration
+from ..configuration import Configuration
 from ..executable import Executable
 from .manifest import Accuracy
+from .step_inputs import step_inputs
 
 __all__ = ["measure_accuracy"]
 
@@ -64,23 +65,12 @@ def measure_accuracy(
     for position in range(positions):
         one = jnp.full((1, 1), token, jnp.int32)
         dense, cache = step(weights, one, jnp.full((1,), position), jnp.ones((1,), jnp.int32), cache)
-        stored, pools = executables[shapes](parameters, _inputs(shapes, token, position), pools)
+        stored, pools = executables[shapes](parameters, step_inputs(shapes, [token], position), pools)
         ours, theirs = (np.asarray(log_softmax(each[0].astype(jnp.float32))) for each in (stored, dense))
         divergences.append(float(np.sum(np.exp(theirs) * (theirs - ours))))
         agreed += int(ours.argmax() == theirs.argmax())
         token = int(np.argmax(theirs + generator.gumbel(size=theirs.shape)))
     return Accuracy(positions, max(0.0, float(np.mean(divergences))), agreed / positions)
-
-
-def _inputs(shapes: Configuration, token: int, position: int) -> dict[str, np.ndarray]:
-    """Returns the inputs of a decode step whose rows are all the same sequence, in the first blocks."""
-    table = np.arange(-(-shapes.context // BLOCK_TOKENS), dtype=np.int32)
-    return {
-        "tokens": np.full((shapes.batch, 1), token, np.int32),
-        "lengths": np.ones((shapes.batch,), np.int32),
-        "start": np.full((shapes.batch,), position, np.int32),
-        "tables": np.tile(table, (shapes.batch, 1)),
-    }
 
 
 def _free_bytes() -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from ..configuration import BLOCK_TOKENS, Configuration
 from ..executable import Executable
 from .manifest import Canary
+from .step_inputs import step_inputs
 
 __all__ = ["TOLERANCE", "record_canary"]
 
@@ -52,7 +53,7 @@ def record_canary(
     }
     if not pools:
         shapes = smallest["embed"]
-        inputs = _inputs(shapes, prompts[0])
+        inputs = step_inputs(shapes, prompts[0])
         vector, _ = executables[shapes](parameters, inputs, [])
         return _of_vector(prompts[0], np.asarray(vector, np.float32)[0])
     found: list[Canary] = []
@@ -61,7 +62,7 @@ def record_canary(
         while len(tokens) < _ANSWER_TOKENS:
             shapes = smallest["decode" if tokens else "prefill"]
             new, start = (tokens[-1:], _PROMPT_TOKENS + len(tokens) - 1) if tokens else (prompt, 0)
-            result, pools = executables[shapes](parameters, _inputs(shapes, new, start), pools)
+            result, pools = executables[shapes](parameters, step_inputs(shapes, new, start), pools)
             logits = np.asarray(result, np.float32)[0]
             second, first = np.partition(logits, -2)[-2:]
             if first - second < _CLEAR_LEAD * np.abs(logits).max():
@@ -77,19 +78,6 @@ def _holds(shapes: Configuration) -> bool:
 
 def _size(shapes: Configuration) -> tuple[int, int]:
     return shapes.batch, shapes.new_tokens
-
-
-def _inputs(shapes: Configuration, tokens: Sequence[int], start: int | None = None) -> dict[str, np.ndarray]:
-    """Returns the inputs of a step on one sequence, the others empty; a decoder's are in the first block."""
-    row = np.zeros((shapes.batch, shapes.new_tokens), np.int32)
-    row[0, : len(tokens)] = tokens
-    lengths = np.ones((shapes.batch,), np.int32)
-    lengths[0] = len(tokens)
-    inputs = {"tokens": row, "lengths": lengths}
-    if start is not None:
-        inputs["start"] = np.full((shapes.batch,), start, np.int32)
-        inputs["tables"] = np.zeros((shapes.batch, -(-shapes.context // BLOCK_TOKENS)), np.int32)
-    return inputs
 
 
 def _of_vector(prompt: tuple[int, ...], vector: np.ndarray) -> Canary:
