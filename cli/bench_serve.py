@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -25,56 +25,78 @@ if TYPE_CHECKING:
     from ..runtime.bench.arrivals import Arrival, Mix
     from ..runtime.bench.client import Endpoint, Reply
     from ..runtime.bench.load import Load, Run
+    from ..runtime.bench.summary import Summary
 
 __all__ = ["serve"]
 
 _DEFAULT_REQUESTS = 100
 _WARM_UP_TOKENS = 2
 
+_Server: TypeAlias = Annotated[
+    str, typer.Argument(metavar="URL|BUNDLE", help="A server, or a bundle that is served for the time of the run.")
+]
+_Models: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="NAME", help="To be asked; several in turn. The server's first by default."),
+]
+_Concurrency: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Closed loop of so many clients; 1 by default.")
+]
+_Rate: TypeAlias = Annotated[float | None, typer.Option(metavar="R", help="Open loop: R requests a second, Poisson.")]
+_Trace: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Open loop: CSV of timestamp and model, or ContextTokens, GeneratedTokens; or Mooncake's JSON lines.",
+    ),
+]
+_Speed: TypeAlias = Annotated[float, typer.Option(metavar="X", help="Times as fast as the trace.")]
+_Requests: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="How many; 100, or the whole trace, by default.")
+]
+_Duration: TypeAlias = Annotated[float | None, typer.Option(metavar="S", help="Seconds in which requests are sent.")]
+_InputTokens: TypeAlias = Annotated[int, typer.Option(min=1, metavar="N", help="Of each prompt, random words.")]
+_OutputTokens: TypeAlias = Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer, at most.")]
+_Scale: TypeAlias = Annotated[float, typer.Option(metavar="X", help="Times these lengths, or the trace's.")]
+_Endpoint: TypeAlias = Annotated[Literal["chat", "completions"], typer.Option(help="What is asked.")]
+_Temperature: TypeAlias = Annotated[float | None, typer.Option(min=0, metavar="T", help="The server's own by default.")]
+_IgnoreEos: TypeAlias = Annotated[
+    bool, typer.Option("--ignore-eos", help="Ask for answers of full length; not every server knows how.")
+]
+_NoUsage: TypeAlias = Annotated[
+    bool, typer.Option("--no-usage", help="Don't ask for token counts: a chunk of the stream is a token.")
+]
+_Slo: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=S", help="Bound on ttft, tpot or e2e in seconds; may be given several times."),
+]
+_Seed: TypeAlias = Annotated[int, typer.Option(metavar="S", help="Of the arrivals; prompts are fresh in every run.")]
+_WarmUp: TypeAlias = Annotated[int, typer.Option(min=0, metavar="N", help="Requests a model that don't count.")]
+_Timeout: TypeAlias = Annotated[float, typer.Option(metavar="S", help="Seconds after which a request has failed.")]
+_ApiKey: TypeAlias = Annotated[str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="Of the server.")]
+
 
 def serve(
-    server: Annotated[
-        str, typer.Argument(metavar="URL|BUNDLE", help="A server, or a bundle that is served for the time of the run.")
-    ],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", metavar="NAME", help="To be asked; several in turn. The server's first by default."),
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Closed loop of so many clients; 1 by default.")
-    ] = None,
-    rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: R requests a second, Poisson.")] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Open loop: CSV of timestamp and model, or ContextTokens, GeneratedTokens; or Mooncake's JSON lines.",
-        ),
-    ] = None,
-    speed: Annotated[float, typer.Option(metavar="X", help="Times as fast as the trace.")] = 1.0,
-    requests: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many; 100, or the whole trace, by default.")
-    ] = None,
-    duration: Annotated[float | None, typer.Option(metavar="S", help="Seconds in which requests are sent.")] = None,
-    input_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each prompt, random words.")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer, at most.")] = 64,
-    scale: Annotated[float, typer.Option(metavar="X", help="Times these lengths, or the trace's.")] = 1.0,
-    endpoint: Annotated[Literal["chat", "completions"], typer.Option(help="What is asked.")] = "chat",
-    temperature: Annotated[float | None, typer.Option(min=0, metavar="T", help="The server's own by default.")] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Ask for answers of full length; not every server knows how.")
-    ] = False,
-    no_usage: Annotated[
-        bool, typer.Option("--no-usage", help="Don't ask for token counts: a chunk of the stream is a token.")
-    ] = False,
-    slo: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=S", help="Bound on ttft, tpot or e2e in seconds; may be given several times."),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the arrivals; prompts are fresh in every run.")] = 0,
-    warm_up: Annotated[int, typer.Option(min=0, metavar="N", help="Requests a model that don't count.")] = 1,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds after which a request has failed.")] = 600.0,
-    api_key: Annotated[str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="Of the server.")] = None,
+    server: _Server,
+    model: _Models = None,
+    concurrency: _Concurrency = None,
+    rate: _Rate = None,
+    trace: _Trace = None,
+    speed: _Speed = 1.0,
+    requests: _Requests = None,
+    duration: _Duration = None,
+    input_tokens: _InputTokens = 128,
+    output_tokens: _OutputTokens = 64,
+    scale: _Scale = 1.0,
+    endpoint: _Endpoint = "chat",
+    temperature: _Temperature = None,
+    ignore_eos: _IgnoreEos = False,
+    no_usage: _NoUsage = False,
+    slo: _Slo = None,
+    seed: _Seed = 0,
+    warm_up: _WarmUp = 1,
+    timeout: _Timeout = 600.0,
+    api_key: _ApiKey = None,
     hbm: HbmBytes = None,
     json: Json = False,
 ) -> None:
@@ -95,17 +117,7 @@ def serve(
     from ..runtime.bench.measures import parse_bound
     from ..runtime.bench.summary import summarize
 
-    if sum(given is not None for given in (concurrency, rate, trace)) > 1:
-        raise ConfigurationError("--concurrency, --rate and --trace exclude each other; give one of them")
-    for name, value in (
-        ("rate", rate),
-        ("duration", duration),
-        ("speed", speed),
-        ("scale", scale),
-        ("timeout", timeout),
-    ):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigurationError(f"--{name} is {value:g}: it must be above 0")
+    _check(concurrency, trace, rate=rate, duration=duration, speed=speed, scale=scale, timeout=timeout)
     bounds = [parse_bound(text) for text in slo or ()]
     if hbm is not None and _is_url(server):
         raise ConfigurationError("--hbm is for a bundle that is served here; the server at a URL has its own")
@@ -141,17 +153,29 @@ def serve(
             )
         )
     summary = summarize(run, bounds)
-    if json:
-        print_json({"url": url, "endpoint": endpoint, "was_interrupted": was_interrupted, **summary.to_json()})
-    else:
-        print_facts([("server", f"{url}, {endpoint}"), *summary.facts()])
-        print()
-        print_tables(summary.tables())
+    _print(summary, url, endpoint, was_interrupted=was_interrupted, as_json=json)
     if was_interrupted:
         raise typer.Exit(exit_code(signal.SIGINT))
     if summary.num_answered == 0:
         note("no request was answered")
         raise typer.Exit(1)
+
+
+def _print(summary: Summary, url: str, endpoint: str, *, was_interrupted: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"url": url, "endpoint": endpoint, "was_interrupted": was_interrupted, **summary.to_json()})
+        return
+    print_facts([("server", f"{url}, {endpoint}"), *summary.facts()])
+    print()
+    print_tables(summary.tables())
+
+
+def _check(concurrency: int | None, trace: Path | None, *, rate: float | None, **positive: float | None) -> None:
+    if sum(given is not None for given in (concurrency, rate, trace)) > 1:
+        raise ConfigurationError("--concurrency, --rate and --trace exclude each other; give one of them")
+    for name, value in {"rate": rate, **positive}.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"--{name} is {value:g}: it must be above 0")
 
 
 def _arrivals(

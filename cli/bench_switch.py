@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -21,15 +21,31 @@ if TYPE_CHECKING:
 
 __all__ = ["switch"]
 
+_Bundle: TypeAlias = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[BUNDLE]",
+        help="Four chat models or more, an embedding and a sparse one; by default variants of SmolLM2 are made.",
+    ),
+]
+_RivalPython: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PYTHON",
+        help="Interpreter with `transformers serve` or llama-cpp-python's server; may be given several times. "
+        "Without one plait itself is started anew for each model.",
+    ),
+]
+_CacheDir: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where variants and bundle are kept; ~/.cache/plait/switch.")
+]
+_Perfetto: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a timeline of the declared loop, for ui.perfetto.dev.")
+]
+
 
 def switch(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[BUNDLE]",
-            help="Four chat models or more, an embedding and a sparse one; by default variants of SmolLM2 are made.",
-        ),
-    ] = None,
+    bundle: _Bundle = None,
     turns: Annotated[
         int, typer.Option(min=1, metavar="N", help="Of the loop with all resident, and of the declared one.")
     ] = 300,
@@ -38,22 +54,11 @@ def switch(
         int, typer.Option(min=1, metavar="N", help="That the other ways take part in, and of switches alone.")
     ] = 5,
     link: Annotated[float, typer.Option(metavar="GB/S", help="Pace of the link from ddr to hbm in the loop.")] = 1.6,
-    rival_python: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PYTHON",
-            help="Interpreter with `transformers serve` or llama-cpp-python's server; may be given several times. "
-            "Without one plait itself is started anew for each model.",
-        ),
-    ] = None,
+    rival_python: _RivalPython = None,
     processes: Annotated[bool, typer.Option(help="Start a process per switch as well.")] = True,
     variants: Annotated[int, typer.Option(min=4, metavar="N", help="Of SmolLM2, if no bundle is given.")] = 8,
-    cache_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where variants and bundle are kept; ~/.cache/plait/switch.")
-    ] = None,
-    perfetto: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a timeline of the declared loop, for ui.perfetto.dev.")
-    ] = None,
+    cache_dir: _CacheDir = None,
+    perfetto: _Perfetto = None,
     json: Json = False,
 ) -> None:
     """Measure switches, and an agent's loop over more models than there is room for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_text
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+_ToolParser: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[MODEL=]FORM", help="How a model writes tool calls, if not as its chat template tells."),
+]
+_Canary: TypeAlias = Annotated[
+    Literal["first", "always", "never"],
+    typer.Option(help="When a model that woke up is asked what it said when it was bundled: refused if it differs."),
+]
+_ApiKey: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY", envvar="PLAIT_API_KEY", help="Key that clients need; may be given several times."),
+]
+
 
 def serve(
     bundle: BundlePath,
@@ -30,10 +43,7 @@ def serve(
     target: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="What this machine is, e.g. from `plait calibrate`.")
     ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", envvar="PLAIT_API_KEY", help="Key that clients need; may be given several times."),
-    ] = None,
+    api_key: _ApiKey = None,
     digest: Digest = None,
     queue_timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
@@ -41,16 +51,8 @@ def serve(
     max_requests: Annotated[
         int, typer.Option(metavar="N", min=1, help="Requests under way at once; further ones get 429.")
     ] = 1024,
-    tool_parser: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[MODEL=]FORM", help="How a model writes tool calls, if not as its chat template tells."),
-    ] = None,
-    canary: Annotated[
-        Literal["first", "always", "never"],
-        typer.Option(
-            help="When a model that woke up is asked what it said when it was bundled: refused if it differs."
-        ),
-    ] = "first",
+    tool_parser: _ToolParser = None,
+    canary: _Canary = "first",
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a bundle behind one OpenAI-compatible endpoint.
