@@ -99,9 +99,9 @@ def read_server(http: httpx.Client) -> Reading:
     Raises:
         ConfigurationError: if it does not answer, wants a key, or is no server of plait's.
     """
-    items = _get(http, "/v1/models").json()
-    values = _values(_get(http, "/metrics").text)
+    listed, counted = _get(http, "/v1/models"), _get(http, "/metrics")
     try:
+        items, values = listed.json(), _values(counted.text)
         models = [item for item in items["data"] if "tiers" in item]
         if not models:
             raise KeyError("tiers")
@@ -113,7 +113,7 @@ def read_server(http: httpx.Client) -> Reading:
             switches=_switches(models),
             num_switches=int(sum(n for (name, _), n in values.items() if name == "plait_switches_total")),
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise ConfigurationError(
             f"{http.base_url} is no server of plait's: it does not say where its models are"
         ) from None

@@ -7,8 +7,10 @@ import pty
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,23 @@ def test_nobody_there_or_no_url_is_one_line(plait) -> None:
         port = taken.getsockname()[1]
     assert f"nobody answers at http://127.0.0.1:{port}" in plait("top", f"http://127.0.0.1:{port}").complaint()
     assert "is no URL of a server" in plait("top", "ftp://x").complaint()
+
+
+def test_a_server_of_something_else_is_one_line(plait) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>a page</html>")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = plait("top", f"http://127.0.0.1:{server.server_port}").complaint()
+        server.shutdown()
+    assert "is no server of plait's" in said
 
 
 def test_a_server_that_wants_a_key_is_one_line(plait, tiny_bundle: Path, monkeypatch) -> None:
