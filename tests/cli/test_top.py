@@ -83,7 +83,7 @@ def test_a_server_of_something_else_is_one_line(plait) -> None:
             self.end_headers()
             self.wfile.write(b"<html>a page</html>")
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
     with HTTPServer(("127.0.0.1", 0), Page) as server:
