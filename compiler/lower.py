@@ -42,7 +42,7 @@ from .trace import Traced
 
 __all__ = ["PLATFORMS", "lower", "lower_stage", "pool_axes"]
 
-PLATFORMS = ("cpu", "cuda")  # that programs are exported for
+PLATFORMS = ("cpu", "cuda")  # that programs for one device are exported for
 _DONATED_POOLS = (2,)
 _CACHE_HEADS_DIM = 2
 _WITH_MORE_PRODUCTS = ("rms_norm", "layer_norm", "rope")  # implementations that compute by products what the op doesn't
@@ -122,8 +122,11 @@ def lower_stage(
     """
     step = _Step(stage, dtype, target, merges, products)
     arguments = _arguments(stage, config, configuration, dtype, num_blocks, merges)
-    function = step.run
+    function, platforms = step.run, PLATFORMS
     if stage.sharding is not None:
+        # For several platforms, JAX makes each all-gather a branch for each of them. XLA's CPU devices then exchange
+        # what two such branches gather at the same time, and write past the ends of arrays.
+        platforms = (export.default_export_platform(),)
         mesh = _abstract_mesh(stage.sharding.mesh)
         in_specs, out_specs = _specs(stage, arguments)
         arguments = jax.tree.map(
@@ -132,7 +135,7 @@ def lower_stage(
             in_specs,
         )
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    exported = export.export(jax.jit(function, donate_argnums=_DONATED_POOLS), platforms=PLATFORMS)(*arguments)
+    exported = export.export(jax.jit(function, donate_argnums=_DONATED_POOLS), platforms=platforms)(*arguments)
     return Program(configuration, exported, _DONATED_POOLS, stage.takes, stage.gives)
 
 

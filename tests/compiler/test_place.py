@@ -111,6 +111,18 @@ def test_every_kind_of_decoder_runs_divided(config: DecoderConfig) -> None:
     assert_like_dense(config, TENSOR, 1)
 
 
+def test_no_collective_is_in_a_branch() -> None:
+    placed = placed_model(VARIANTS["fp8"], TENSOR, 1, PREFILL, DECODE)
+    for configuration in (PREFILL, DECODE):
+        (stage,) = compiled(placed, configuration).stages
+        text = stage.compiled.as_text()
+        assert text is not None
+        gathering = [part for part in text.split("\n\n") if "all-gather(" in part]
+        # Two branches that run at the same time would mix up what they exchange.
+        assert [part.split(maxsplit=1)[0] for part in gathering] == ["ENTRY"]
+        assert "conditional(" in text
+
+
 def test_attention_is_split_and_weights_are_stored_in_parts() -> None:
     placement = placed_model(SMALL, TENSOR, 1, PREFILL, DECODE).placement
     assert placement is not None

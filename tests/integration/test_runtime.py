@@ -82,7 +82,7 @@ def test_models_take_turns_and_give_the_same_answers(tiny_bundle: Path) -> None:
 
 def test_a_unified_target_aliases_the_mapped_file_and_unmaps_it(unified_bundle: Path) -> None:
     def is_mapped(model: str) -> bool:
-        return f"models/{model}/weights.safetensors" in Path("/proc/self/maps").read_text()
+        return f"{unified_bundle}/models/{model}/weights.safetensors" in Path("/proc/self/maps").read_text()
 
     with Runtime(unified_bundle, hbm=room_for_one(unified_bundle)) as runtime:
         assert runtime.complete("chat", "The cat", FEW).usage.completion_tokens == 6
@@ -291,10 +291,10 @@ def test_a_step_that_fails_costs_its_requests_and_no_others(tiny_bundle: Path) -
 
 def test_a_request_that_waits_too_long_is_told_so_while_others_run(tiny_bundle: Path) -> None:
     room = room_for_one(tiny_bundle)
-    with Runtime(tiny_bundle, hbm=room, queue_timeout_seconds=0.1) as runtime:
-        before_each_step(runtime, "chat", "decode-b1-t1-c128", lambda *_: time.sleep(0.01))
+    with Runtime(tiny_bundle, hbm=room, queue_timeout_seconds=1.0) as runtime:
+        before_each_step(runtime, "chat", "decode-b1-t1-c128", lambda *_: time.sleep(0.03))
         running = runtime.pieces("chat", "The cat", SamplingParams(max_tokens=100, temperature=0))
         next(running)
-        with pytest.raises(RequestTimeoutError, match=r"waited 0\.1 s for its first step"):
+        with pytest.raises(RequestTimeoutError, match=r"waited 1\.0 s for its first step"):
             runtime.complete("other", "The cat", FEW)
         assert list(running)[-1].finish_reason == "length"
