@@ -145,6 +145,8 @@ def _compile(program: Program, num_blocks: int, mesh: Mesh, first_device: int) -
         raise ExecutionError(
             f"program was exported for {exported.nr_devices} devices, its mesh ({mesh}) has {mesh.num_devices}"
         )
+    if mesh.num_devices > 1 and len(exported.platforms) > 1:
+        raise ExecutionError("a program for several devices was exported for several platforms; rebuild the bundle")
     arguments = _abstract_arguments(exported, num_blocks, mesh, first_device)
     try:
         compiled = jax.jit(exported.call, donate_argnums=program.donated).lower(*arguments).compile()
