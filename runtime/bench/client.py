@@ -74,6 +74,7 @@ class Reply:
     counted_by: Literal["usage", "chunks"] = "usage"  # the output tokens
     joules: float | None = None  # None: the server did not say
     joules_source: str | None = None
+    computing_seconds: float | None = None  # from its first step to the first token, as a plait server says
 
     @property
     def tpot_seconds(self) -> float | None:
@@ -99,6 +100,7 @@ class _Stream:
     output_tokens: int | None = None
     joules: float | None = None
     joules_source: str | None = None
+    computing_seconds: float | None = None
 
     def take(self, line: str) -> None:
         """Reads one line of server-sent events."""
@@ -125,6 +127,9 @@ class _Stream:
             self.input_tokens = int(prompt)
         if (joules := usage.get("joules")) is not None:
             self.joules, self.joules_source = float(joules), str(usage.get("joules_source"))
+        first, queue_ms = usage.get("time_to_first_token"), usage.get("queue_ms")
+        if first is not None and queue_ms is not None:
+            self.computing_seconds = float(first) - float(queue_ms) / 1000
 
     def _choice(self, choice: dict[str, object]) -> None:
         now = time.perf_counter() - self.began
@@ -153,6 +158,7 @@ class _Stream:
             counted_by="chunks" if self.output_tokens is None else "usage",
             joules=self.joules,
             joules_source=self.joules_source,
+            computing_seconds=self.computing_seconds,
         )
 
 

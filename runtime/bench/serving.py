@@ -2,8 +2,8 @@
 
 Answers of several numbers of clients at once are asked of a server, each model alone. A decode step's period is the
 time from token to token of the answer that began last, for no prompt interrupts it. What that is above the program's
-own time is `step_seconds` and, for each answer under way, `sequence_seconds`: the line that fits best. What the first
-token of a short prompt takes above its steps is `request_seconds`. Client and server share the machine, as in a
+own time is `step_seconds` and, for each answer under way, `sequence_seconds`: the line that fits best. What a client
+waits for a first token beside the steps for it is `request_seconds`. Client and server share the machine, as in a
 benchmark: the client's part of a token is in these numbers.
 """
 
@@ -32,6 +32,7 @@ _PROMPT_WORDS = 8
 _MOST_TOKENS = 64  # of an answer
 _NUM_RUNS = 3
 _NUM_FIRST_TOKENS = 9  # requests that the median is of
+_REST_SECONDS = 0.2  # so long after an answer, nothing that it left to do is going on
 
 
 def measure_serving(
@@ -66,7 +67,6 @@ async def _measure(
     firsts: list[float] = []
     async with connect(url, endpoint, None) as http:
         for entry in decoders:
-            firsts += await _first_tokens(http, endpoint, entry, times.programs)
             found: dict[int, list[float]] = {count: [] for count in counts[entry.name]}
             for _ in range(1 + _NUM_RUNS):  # in turns, so that a disturbance meets all alike
                 for count, seconds in found.items():
@@ -74,11 +74,12 @@ async def _measure(
                     progress(next(done), total)
             # The first run of a program takes longer.
             points += [(count, statistics.median(seconds[1:])) for count, seconds in found.items()]
+            firsts += await _first_tokens(http, endpoint, entry)
     step_seconds, sequence_seconds = _line(points)
     return Serving(
         step_seconds=step_seconds,
         sequence_seconds=sequence_seconds,
-        request_seconds=max(0.0, statistics.median(firsts) - step_seconds - sequence_seconds),
+        request_seconds=max(0.0, statistics.median(firsts)),
         pool_bytes_per_s=times.pool_bytes_per_s,
         save_bytes_per_s=times.save_bytes_per_s,
         load_bytes_per_s=times.load_bytes_per_s,
@@ -88,17 +89,16 @@ async def _measure(
     )
 
 
-async def _first_tokens(
-    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, programs: Mapping[str, ProgramSeconds]
-) -> list[float]:
-    """Returns what first tokens took above the program of their prefill; the model is hot from the first request on."""
+async def _first_tokens(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry) -> list[float]:
+    """Returns what first tokens of a hot model took beside the steps for them, each of a server at rest."""
     seconds: list[float] = []
-    for _ in range(_NUM_FIRST_TOKENS + 1):
+    for _ in range(_NUM_FIRST_TOKENS):
+        await asyncio.sleep(_REST_SECONDS)
         reply = await _ask(http, endpoint, entry, 1)
-        assert reply.ttft_seconds is not None, reply
-        shapes = _smallest(entry, "prefill", 1, reply.input_tokens or _PROMPT_WORDS)
-        seconds.append(reply.ttft_seconds - programs[f"{entry.name}/{shapes.id}"].seconds)
-    return seconds[1:]
+        if reply.ttft_seconds is None or reply.computing_seconds is None:
+            raise ConfigurationError("the server does not say when it began to compute an answer")
+        seconds.append(reply.ttft_seconds - reply.computing_seconds)
+    return seconds
 
 
 async def _beside_decode(
