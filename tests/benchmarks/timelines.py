@@ -79,13 +79,13 @@ def comparison(real: Sequence[Span], simulated: Sequence[Span]) -> Iterator[str]
 def served_and_watched(bundle: Path, target: Path, file: Path) -> Iterator[str]:
     """Serves a bundle in a process of its own; yields its URL, and leaves its `Span`s in a file."""
     command = [sys.executable, __file__, str(bundle), str(target), str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 def read_spans(file: Path) -> list[Span]:
