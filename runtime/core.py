@@ -485,7 +485,8 @@ class EngineCore:
             done_bytes = num_bytes
             if self._is_closing or transfer.transfer_id in self._cancelled:
                 raise _StoppedTransferError
-            self._events.put(TransferProgressed(transfer.transfer_id, num_bytes))
+            if transfer.num_bytes - num_bytes <= transfer.chunk_bytes:  # nobody needs to know before
+                self._events.put(TransferProgressed(transfer.transfer_id, num_bytes))
 
         try:
             return _Arrived(transfer, self._executor.copy(transfer, progress))

@@ -151,9 +151,12 @@ class Moves:
         return next((name for name in missing if name not in self._broken), None)
 
     def _prefetch(self, now: float) -> list[Action]:
-        """Brings the model closer that is about to be asked for, in the place of idle ones that are wanted later."""
+        """Brings the model closer that is about to be asked for, in the place of idle ones that are wanted later.
+
+        That begins beside decode steps: a copy takes the memory's bandwidth, and a prompt's step would last longer.
+        """
         forecast = self._foresight.next_wanted(now)
-        if forecast is None or forecast.model in self._broken | self._unloaded:
+        if forecast is None or forecast.model in self._broken | self._unloaded or self._has_prompts():
             return []
         model = forecast.model
 
@@ -167,6 +170,10 @@ class Moves:
         if not self._foresight.is_worth(forecast, victims, self._residency.kept_segments(model, destination, victims)):
             return []
         return self._move(model, may_evict, now) or []
+
+    def _has_prompts(self) -> bool:
+        """Whether a prompt is being computed."""
+        return any(not job.is_decoding for queue in self._state.queues.values() for job in queue.running)
 
     def _warm(self, now: float) -> list[Action]:
         model = self._next_warmed()
