@@ -151,12 +151,9 @@ class Moves:
         return next((name for name in missing if name not in self._broken), None)
 
     def _prefetch(self, now: float) -> list[Action]:
-        """Brings the model closer that is about to be asked for, in the place of idle ones that are wanted later.
-
-        That begins beside decode steps: a copy takes the memory's bandwidth, and a prompt's step would last longer.
-        """
+        """Brings the model closer that is about to be asked for, in the place of idle ones that are wanted later."""
         forecast = self._foresight.next_wanted(now)
-        if forecast is None or forecast.model in self._broken | self._unloaded or self._has_prompts():
+        if forecast is None or forecast.model in self._broken | self._unloaded:
             return []
         model = forecast.model
 
@@ -170,10 +167,6 @@ class Moves:
         if not self._foresight.is_worth(forecast, victims, self._residency.kept_segments(model, destination, victims)):
             return []
         return self._move(model, may_evict, now) or []
-
-    def _has_prompts(self) -> bool:
-        """Whether a prompt is being computed."""
-        return any(not job.is_decoding for queue in self._state.queues.values() for job in queue.running)
 
     def _warm(self, now: float) -> list[Action]:
         model = self._next_warmed()
