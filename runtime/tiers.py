@@ -167,12 +167,10 @@ class Copier:
                 pace.next_device()
                 with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes)) as chunks:
                     for whole, num_bytes in chunks:
-                        if views is None:
-                            arrived[number] |= _put(whole, kind, number)
+                        arrays = jax.device_put(whole, device_sharding(kind, number))
+                        arrived[number] |= jax.block_until_ready(arrays)
                         pace.moved(num_bytes)
                         progress(pace.done_bytes)
-                if views is not None:  # all at once: in between it would hold up the copying threads
-                    arrived[number] |= _put(views, kind, number)
             copy_seconds = time.perf_counter() - began - pace.slept_seconds
             shapes = source.shapes if source is not None else {name: tensor.shape for name, tensor in mapping.items()}  # type: ignore[union-attr]
             weights = assemble(entry, arrived, shapes, kind)
@@ -206,11 +204,6 @@ class Copier:
         if entry.placement is not None:
             return entry.placement.pool_shardings(kind)
         return [device_sharding(kind)] * entry.config.num_layers
-
-
-def _put(tensors: Mapping[str, Tensor], kind: str | None, device: int) -> dict[str, jax.Array]:
-    """Returns tensors as arrays of a device; those in memory that stands in for it are taken over, not copied."""
-    return jax.block_until_ready(dict(jax.device_put(tensors, device_sharding(kind, device))))
 
 
 def _parts(entry: ModelEntry, mapping: MappedWeights | None, source: Moved | None) -> Sequence[Mapping[str, Tensor]]:
