@@ -180,9 +180,13 @@ class EngineCore:
 
     def start(self) -> None:
         """Starts the threads and returns when pinned models are hot and the others as close as there is room."""
-        self._engine_thread.start()
-        self._transfer_thread.start()
-        self._settled.wait()
+        try:
+            self._engine_thread.start()
+            self._transfer_thread.start()
+            self._settled.wait()
+        except BaseException:  # Ctrl-C: nobody will have a runtime to close
+            self.close()
+            raise
 
     @property
     def is_running(self) -> bool:
@@ -228,6 +232,7 @@ class EngineCore:
         if self._engine_thread.is_alive():
             self._events.put(_Stop())
             self._engine_thread.join()
+        if self._transfer_thread.is_alive():
             self._transfers.put(_Stop())
             self._transfer_thread.join()
         self._executor.release()
@@ -485,7 +490,7 @@ class EngineCore:
             done_bytes = num_bytes
             if self._is_closing or transfer.transfer_id in self._cancelled:
                 raise _StoppedTransferError
-            if transfer.num_bytes - num_bytes <= transfer.chunk_bytes:  # nobody needs to know before
+            if 0 < transfer.num_bytes - num_bytes <= transfer.chunk_bytes:
                 self._events.put(TransferProgressed(transfer.transfer_id, num_bytes))
 
         try:

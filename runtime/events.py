@@ -226,7 +226,7 @@ class StepFailed:
 
 @dataclass(frozen=True)
 class TransferProgressed:
-    """So many bytes of a transfer have arrived."""
+    """All bytes of a transfer but its last chunk have arrived: nobody needs to know of those before."""
 
     transfer_id: int
     done_bytes: int

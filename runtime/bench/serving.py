@@ -32,7 +32,7 @@ _PROMPT_WORDS = 8
 _MOST_TOKENS = 64  # of an answer
 _NUM_RUNS = 3
 _NUM_FIRST_TOKENS = 9  # requests that the median is of
-_REST_SECONDS = 0.2  # so long after an answer, nothing that it left to do is going on
+_REST_SECONDS = 0.2  # for what an answer leaves to do
 
 
 def measure_serving(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,9 +16,10 @@ from plait.compiler.bundle.place import PlacedModel, place_model
 from plait.compiler.bundle.timing import empty_pools, place_weights
 from plait.compiler.configuration import BLOCK_TOKENS, Configuration
 from plait.compiler.executable import Executable, compile_program
+from plait.compiler.lower import PLATFORMS
 from plait.compiler.mesh import Mesh
 from plait.compiler.target import load_target
-from plait.errors import ConfigurationError
+from plait.errors import ConfigurationError, ExecutionError
 from plait.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from plait.models.family import build
 
@@ -28,6 +30,7 @@ PREFILL = Configuration("prefill", 1, 64, CONTEXT)
 DECODE = Configuration("decode", 2, 1, CONTEXT)
 ONE = Mesh((), ())
 TENSOR = Mesh(("tensor",), (2,))
+COLLECTIVE = re.compile(r"(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\(")
 
 
 def kv_plan(config: ModelConfig) -> KVPlan | None:
@@ -117,10 +120,19 @@ def test_no_collective_is_in_a_branch() -> None:
         (stage,) = compiled(placed, configuration).stages
         text = stage.compiled.as_text()
         assert text is not None
-        gathering = [part for part in text.split("\n\n") if "all-gather(" in part]
+        exchanging = [part for part in text.split("\n\n") if COLLECTIVE.search(part)]
         # Two branches that run at the same time would mix up what they exchange.
-        assert [part.split(maxsplit=1)[0] for part in gathering] == ["ENTRY"]
+        assert [part.split(maxsplit=1)[0] for part in exchanging] == ["ENTRY"]
+        assert "all-gather(" in text
         assert "conditional(" in text
+
+
+def test_a_program_for_several_devices_and_several_platforms_is_refused() -> None:
+    placed = placed_model(SMALL, TENSOR, 1, DECODE)
+    (program,) = [placed.lower(stage, DECODE, NUM_BLOCKS) for stage in placed.stages(DECODE)[1]]
+    both = replace(program, exported=replace(program.exported, platforms=PLATFORMS))
+    with pytest.raises(ExecutionError, match="several devices was exported for several platforms; rebuild the bundle"):
+        compile_program([both], num_blocks=NUM_BLOCKS, mesh=TENSOR)
 
 
 def test_attention_is_split_and_weights_are_stored_in_parts() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +31,11 @@ from plait.errors import (
     ShuttingDownError,
 )
 from plait.runtime.engine import Runtime
+from plait.runtime.events import Transfer
+from plait.runtime.executor import JaxExecutor
 from plait.runtime.program_loader import Awaited
 from plait.runtime.request import SamplingParams
+from plait.runtime.tiers import Moved
 
 FEW = SamplingParams(max_tokens=6, temperature=0)
 
@@ -55,6 +60,22 @@ def room_for_one(path: Path) -> int:
 @pytest.fixture(scope="module")
 def unified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_bundle(tmp_path_factory.mktemp("unified"), target="cpu")
+
+
+def test_ctrl_c_during_the_first_transfers_ends_the_threads(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = JaxExecutor.copy
+
+    def interrupted(executor: JaxExecutor, transfer: Transfer, progress: Callable[[int], None]) -> Moved:
+        _thread.interrupt_main()
+        time.sleep(0.2)  # the main thread is out of its wait by then
+        return real(executor, transfer, progress)
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(JaxExecutor, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Runtime(tiny_bundle)
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not {name for name in left if name.startswith("plait")}
 
 
 def test_special_tokens_that_users_write_stay_text(tiny_bundle: Path) -> None:
