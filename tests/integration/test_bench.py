@@ -129,10 +129,17 @@ def test_other_servers_streams_are_read() -> None:
     with canned(stream(first, reasoning, TEXT, FINISH, usage, "[DONE]")) as url:
         reply = asked(url, "hi")
     assert (reply.failure, reply.output_tokens, len(reply.gaps_seconds)) == (None, 7, 1)
+    assert reply.computing_seconds is None
     with canned(stream(FINISH)) as url:  # an answer of an end and nothing else
         reply = asked(url, "hi")
     assert (reply.failure, reply.output_tokens) == (None, 0)
     assert reply.ttft_seconds is not None
+
+
+def test_a_server_says_how_long_it_computed() -> None:
+    usage = {"choices": [], "usage": {"time_to_first_token": 0.75, "queue_ms": 250.0}}
+    with canned(stream(TEXT, FINISH, usage, "[DONE]")) as url:
+        assert asked(url, "hi").computing_seconds == 0.5
 
 
 def test_a_run_counts_what_failed_and_goes_on(server_url: str) -> None:
