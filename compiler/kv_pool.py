@@ -1,14 +1,20 @@
-"""What a KV pool is: the shape and type of a layer's, and how it lies over a mesh."""
+"""What a KV pool is: the shape and type of a layer's, how it lies over a mesh, and zeroed ones."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from ..models.config import DecoderConfig
 from .configuration import BLOCK_TOKENS
 from .mesh import Layout
 
-__all__ = ["pool_dtype", "pool_layout", "pool_shape"]
+__all__ = ["pool_dtype", "pool_layout", "pool_shape", "zeroed_pools"]
 
 
 def pool_shape(config: DecoderConfig, num_blocks: int) -> tuple[int, ...]:
@@ -33,3 +39,27 @@ def pool_dtype(dtype: str) -> jnp.dtype:
 def pool_layout(head_axes: tuple[str, ...]) -> Layout:
     """Returns how a KV pool lies over a mesh whose axes `head_axes` divide its heads."""
     return Layout(((), (), head_axes, (), ()))
+
+
+def zeroed_pools(
+    config: DecoderConfig, num_blocks: int, dtype: str, shardings: Sequence[Sharding | None]
+) -> list[jax.Array]:
+    """Returns zeroed KV pools; they may be still under way.
+
+    Args:
+        config: The model.
+        num_blocks: Of each pool.
+        dtype: Of keys and values.
+        shardings: Of each layer's pool; None is the default device.
+    """
+    shape, stored = pool_shape(config, num_blocks), pool_dtype(dtype)
+    stages = [(sharding, len(list(layers))) for sharding, layers in itertools.groupby(shardings)]
+    return [pool for sharding, count in stages for pool in _zeros(shape, stored, sharding, count)()]
+
+
+@functools.cache
+def _zeros(
+    shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None, count: int
+) -> Callable[[], list[jax.Array]]:
+    """Returns a program for all layers of a stage: to begin one for each would take longer than the zeros."""
+    return jax.jit(lambda: [jnp.zeros(shape, dtype) for _ in range(count)], out_shardings=sharding)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
@@ -22,7 +21,7 @@ from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.bundle.reader import Bundle
 from ..compiler.bundle.weights import MappedWeights
 from ..compiler.executable import device_sharding
-from ..compiler.kv_pool import pool_dtype, pool_shape
+from ..compiler.kv_pool import zeroed_pools
 from ..compiler.target import Target
 from ..errors import ExecutionError
 from ..models.config import DecoderConfig
@@ -165,12 +164,17 @@ class Copier:
                     blocks.append(tuple(_blocks(entry, tensors, arena)))
                     views = {name: view for block in blocks[number] for name, view in block.views.items()}
                 pace.next_device()
+                landed: list[Mapping[str, Tensor]] = []  # in memory that stands in for the device's
                 with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes)) as chunks:
                     for whole, num_bytes in chunks:
-                        arrays = jax.device_put(whole, device_sharding(kind, number))
-                        arrived[number] |= jax.block_until_ready(arrays)
+                        if views is None:
+                            arrived[number] |= _put(whole, kind, number)
+                        else:
+                            landed.append(whole)
                         pace.moved(num_bytes)
                         progress(pace.done_bytes)
+                for whole in landed:  # at the end: in between it would hold up the copying threads
+                    arrived[number] |= _put(whole, kind, number)
             copy_seconds = time.perf_counter() - began - pace.slept_seconds
             shapes = source.shapes if source is not None else {name: tensor.shape for name, tensor in mapping.items()}  # type: ignore[union-attr]
             weights = assemble(entry, arrived, shapes, kind)
@@ -193,9 +197,8 @@ class Copier:
         config = entry.config
         if entry.kv is None or not isinstance(config, DecoderConfig):
             return []
-        shape, dtype = pool_shape(config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
-        where = self.pool_shardings(entry)
-        return jax.block_until_ready([jnp.zeros(shape, dtype, device=sharding) for sharding in where])
+        pools = zeroed_pools(config, entry.kv.num_blocks, entry.kv.dtype, self.pool_shardings(entry))
+        return jax.block_until_ready(pools)
 
     def pool_shardings(self, entry: ModelEntry) -> list[Sharding]:
         """Returns where the KV pool of each layer of a decoder is."""
@@ -204,6 +207,14 @@ class Copier:
         if entry.placement is not None:
             return entry.placement.pool_shardings(kind)
         return [device_sharding(kind)] * entry.config.num_layers
+
+
+def _put(tensors: Mapping[str, Tensor], kind: str | None, device: int) -> Mapping[str, jax.Array]:
+    """Returns tensors as arrays of a device; those in memory that stands in for it are taken over, not copied.
+
+    While JAX is at it, each of the arrays counts twice among the live ones: so not too many at once.
+    """
+    return jax.block_until_ready(jax.device_put(tensors, device_sharding(kind, device)))
 
 
 def _parts(entry: ModelEntry, mapping: MappedWeights | None, source: Moved | None) -> Sequence[Mapping[str, Tensor]]:

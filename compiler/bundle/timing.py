@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ...models.config import DecoderConfig
 from ..configuration import BLOCK_TOKENS, Configuration
 from ..executable import Executable
-from ..kv_pool import pool_dtype, pool_shape
+from ..kv_pool import zeroed_pools
 from .manifest import KVPlan
 from .place import PlacedModel
 from .placement import Placement
@@ -37,13 +36,12 @@ def place_weights(weights: Mapping[str, np.ndarray], placement: Placement | None
 
 
 def empty_pools(placed: PlacedModel, kv: KVPlan | None) -> list[jax.Array]:
-    """Returns empty KV pools of all layers, each on the devices of its stage."""
+    """Returns empty KV pools of all layers, each on the devices of its stage; none for an encoder."""
     config, placement = placed.config, placed.placement
     if kv is None or not isinstance(config, DecoderConfig):
         return []
-    shape, dtype = pool_shape(config, kv.num_blocks), pool_dtype(placed.dtype)
     where = [None] * config.num_layers if placement is None else placement.pool_shardings()
-    return [jnp.zeros(shape, dtype, device=sharding) for sharding in where]
+    return zeroed_pools(config, kv.num_blocks, placed.dtype, where)
 
 
 def time_step(
