@@ -264,6 +264,8 @@ class EngineCore:
 
     def _next_event(self) -> Event | _Arrived | _Stop:
         """Returns the timer that is due, or waits for whatever comes first: an event, or the next timer."""
+        if self._executor.has_news and self._events.empty():
+            self._observe_memory()
         try:
             if not self._timers:
                 return self._events.get()
@@ -290,6 +292,7 @@ class EngineCore:
 
     def _settle(self) -> None:
         if not self._settled.is_set() and self._scheduler.is_settled:
+            self._observe_memory()
             self._settled.set()
 
     def _watch(self, item: Event | Action, seconds: float) -> None:
@@ -352,7 +355,7 @@ class EngineCore:
         except PlaitError as error:
             _LOG.error("step %d of %s failed: %s", step.step_id, step.model, error)
             self._events.put(StepFailed(step.step_id, str(error)))
-        if self._executor.has_news:  # reading a thousand arrays takes as long as a tenth of a decode step
+        if self._executor.has_news:
             self._observe_memory()
 
     def _deliver(self, reply: Reply) -> None:
@@ -428,7 +431,6 @@ class EngineCore:
         self._metrics.model_bytes(record.model, self.tier_bytes(record.model, record.destination))
         if record.destination == "hbm":
             self._ask_canary(record.model)
-        self._observe_memory()
 
     def _observe_memory(self) -> None:
         reading = self._executor.measure()

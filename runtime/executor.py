@@ -13,9 +13,11 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.sharding import Sharding
 
 from ..compiler.bundle.manifest import ModelEntry
@@ -52,6 +54,7 @@ __all__ = ["JaxExecutor", "Logprobs", "MemoryReading", "Vectors"]
 
 Logprobs = tuple[tuple[int, float], ...]  # (token, logarithm of its probability): the drawn one, then the likeliest
 Vectors = dict[tuple[int, int], np.ndarray]  # by (request id, index of the sequence)
+_Memory: TypeAlias = tuple[str | None, Hashable]  # (memory kind, device)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class JaxExecutor:
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
         self._rests: dict[str, tuple[Moved, int]] = {}  # of models that left hbm: segments that stayed, and how many
         self._in_use: set[tuple[str, Configuration]] = set()
-        self.has_news = False  # whether `measure` would read other bytes than the last time
+        self._live: Counter[_Memory] | None = None  # bytes of live arrays; None: to be read from JAX
+        self.has_news = False  # whether more may be in use than when `measure` was called
         self.vectors: Vectors = {}  # of finished embedding steps, until somebody takes them
         self.logprobs: dict[int, list[Logprobs]] = {}  # by request id, of drawn tokens, until somebody takes them
 
@@ -151,6 +155,7 @@ class JaxExecutor:
     def arrived(self, transfer: Transfer, moved: Moved) -> None:
         """Takes over what `copy` made."""
         self._tiers[transfer.destination][transfer.model] = moved
+        self._live, self.has_news = None, True
         if transfer.destination == "hbm":
             self._rests.pop(transfer.model, None)  # is a part of what was made
         self._in_use.clear()
@@ -160,11 +165,16 @@ class JaxExecutor:
         name, segments = evict.model, self._entries[evict.model].segments
         whole = self._tiers[evict.tier].pop(name, None)
         moved = self._rests.pop(name)[0] if whole is None else whole
+        gone = _live_bytes(moved.arrays)
         if evict.num_kept:
             names = frozenset(tensor for segment in segments[: evict.num_kept] for tensor in segment.tensors)
-            self._rests[name] = moved.keep(names if segments else moved.shapes.keys()), evict.num_kept
+            rest = moved.keep(names if segments else moved.shapes.keys())
+            self._rests[name] = rest, evict.num_kept
+            gone -= _live_bytes(rest.arrays)
         else:
             moved.release()
+        if self._live is not None:
+            self._live -= gone
         if evict.tier == "hbm":
             self._copies.pop(name, None)
         self._in_use.clear()
@@ -199,11 +209,14 @@ class JaxExecutor:
     def measure(self) -> MemoryReading:
         """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned.
 
-        Arrays from before the executor was made are somebody else's.
+        Arrays from before the executor was made are somebody else's. There are thousands of others, and this runs
+        between two steps: so they are read once after a model has arrived.
         """
         self.has_news = False
-        foreign = {id(array) for reference in self._foreign if (array := reference()) is not None}
-        live = _live_bytes([array for array in jax.live_arrays() if id(array) not in foreign])
+        if self._live is None:
+            foreign = {id(array) for reference in self._foreign if (array := reference()) is not None}
+            self._live = _live_bytes([array for array in jax.live_arrays() if id(array) not in foreign])
+        live = self._live
         used = [self._entries[name] for name in {name for name, _ in self._in_use}]
         steps = _most_per_device(self._used_only(entry) for entry in used)
         hbm, ddr = self._kinds["hbm"], self._kinds.get("ddr")
@@ -409,21 +422,18 @@ def _advanced(entry: SequenceEntry, drawn: tuple[int, ...]) -> SequenceEntry:
     )
 
 
-def _live_bytes(arrays: Iterable[jax.Array]) -> Counter[tuple[str | None, Hashable]]:
-    """Returns the bytes of arrays by memory kind and device.
-
-    There are thousands of arrays and few shapes, and this runs between two steps: each shape is looked at once.
-    """
+def _live_bytes(arrays: Iterable[jax.Array]) -> Counter[_Memory]:
+    """Returns the bytes of arrays by memory kind and device; of many alike, one is looked at."""
     shardings: dict[int, Sharding] = {}
-    alike: Counter[tuple[int, tuple[int, ...], np.dtype]] = Counter()
+    alike: Counter[tuple[int, ShapedArray]] = Counter()
     for array in arrays:
         sharding = array.sharding
         shardings[id(sharding)] = sharding
-        alike[id(sharding), array.shape, array.dtype] += 1
-    live: Counter[tuple[str | None, Hashable]] = Counter()
-    for (key, shape, dtype), count in alike.items():
+        alike[id(sharding), array.aval] += 1
+    live: Counter[_Memory] = Counter()
+    for (key, aval), count in alike.items():
         sharding = shardings[key]
-        num_bytes = count * math.prod(sharding.shard_shape(shape)) * dtype.itemsize
+        num_bytes = count * math.prod(sharding.shard_shape(aval.shape)) * aval.dtype.itemsize
         for device in sharding.device_set:
             live[sharding.memory_kind, device] += num_bytes
     return live

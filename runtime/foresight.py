@@ -21,6 +21,8 @@ from .workflow import Forecast, LookAhead
 
 __all__ = ["Foresight"]
 
+_GOOD_TIME = 2.0  # times what a fetch takes
+
 
 class Foresight:
     """Knows the models' requests, past and to come.
@@ -84,6 +86,23 @@ class Foresight:
         gained = self.reload_seconds(forecast.model)
         lost = gained + sum(self._lost_seconds(name, kept.get(name, 0) if kept else 0) for name in gone)
         return chance * gained > (1 - chance) * lost
+
+    def is_early(self, forecast: Forecast, now: float) -> bool:
+        """Whether to put off fetching a model: there will be decode steps to do that beside, in good time.
+
+        A copy takes the memory's bandwidth from what is computed meanwhile. A first token waits for all of a prompt's
+        steps, and would come late; of an answer's many steps, a few last longer.
+        """
+        queues = [queue for queue in self._queues.values() if queue.entry.kv is not None]
+        if any(job.is_decoding for queue in queues for job in queue.running):
+            return False
+        needed = _GOOD_TIME * self.reload_seconds(forecast.model)
+        if forecast.at_seconds - now < needed:
+            return False
+        if any(queue.running or queue.waiting for queue in queues):
+            return True
+        before = (other for other in self.look_ahead.forecasts(now) if other.steps < forecast.steps)
+        return any(self._queues[f.model].entry.kv is not None and f.stay_seconds >= needed for f in before)
 
     def _lost_seconds(self, name: str, num_kept: int) -> float:
         """Returns how long a model takes to have what it has in hbm again, if it keeps so many segments of that."""

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..compiler.bundle.manifest import ModelEntry
-from ..compiler.configuration import Configuration
 from ..compiler.target import Target
 from .events import (
     Action,
@@ -96,7 +95,7 @@ class SimExecutor:
         self._serving = serving_of(target)
         rate = self._serving.pool_bytes_per_s
         self._pool_seconds = {e.name: max(s.kv_bytes for s in e.shares) / rate if rate else 0.0 for e in models}
-        self._in_use: set[tuple[str, Configuration]] = set()  # programs that ran since a model came or went
+        self._has_news = False  # whether a model has arrived since the last step
         self._draw = draw
         self._acceptance = acceptance
         self._is_broken = is_broken
@@ -115,9 +114,8 @@ class SimExecutor:
             within_seconds: When that is.
         """
         seconds, event = self._run(step, within_seconds)
-        program = step.model, step.configuration
-        if program not in self._in_use:
-            self._in_use.add(program)
+        if self._has_news:
+            self._has_news = False
             seconds += self._serving.reading_seconds
         return seconds, event
 
@@ -139,13 +137,11 @@ class SimExecutor:
 
     def evict(self) -> float:
         """Returns how long the engine takes to drop a model."""
-        self._in_use.clear()
-        return self._serving.evict_seconds + self._serving.reading_seconds
+        return self._serving.evict_seconds
 
-    def take_over(self) -> float:
-        """Returns how long the engine takes to begin to use a model that has arrived."""
-        self._in_use.clear()
-        return self._serving.reading_seconds
+    def take_over(self) -> None:
+        """Begins to use a model that has arrived; the engine reads what is in use after its next step."""
+        self._has_news = True
 
     def copy(self, transfer: Transfer) -> list[tuple[float, Event]]:
         """Returns the events of a transfer, each with the seconds after which it comes."""
@@ -178,8 +174,6 @@ class SimExecutor:
         rate = serving.save_bytes_per_s if isinstance(action, SaveBlocks) else serving.load_bytes_per_s
         seconds = link.latency_seconds + action.num_bytes / link.bandwidth_bytes_per_s
         seconds = max(seconds, action.num_bytes / rate if rate else 0.0)
-        if isinstance(action, SaveBlocks):
-            seconds += serving.reading_seconds
         if self._is_broken(action):
             return seconds, StepFailed(action.step_id, f"copy {action.step_id} of {action.model} was made to fail")
         return seconds, StepDone(action.step_id)
@@ -266,7 +260,7 @@ class Simulation:
             if isinstance(event, Arrival | Check):
                 self._executor.expect(event.request)
             if isinstance(event, TransferDone):
-                self._spend(self._executor.take_over())
+                self._executor.take_over()
             self._observe(self.now, event)
             self._carry_out(self._scheduler.handle(event, self.now))
 

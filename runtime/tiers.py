@@ -80,6 +80,11 @@ class Moved:
     arena: Arena | None = None  # that the blocks are pieces of
 
     @property
+    def arrays(self) -> list[jax.Array]:
+        """All arrays."""
+        return [*(array for stage in self.weights for array in stage.values()), *self.pools]
+
+    @property
     def views(self) -> list[dict[str, np.ndarray]]:
         """Each device's weights as this process sees them; empty where it does not."""
         return [{name: view for block in blocks for name, view in block.views.items()} for blocks in self.blocks]

@@ -52,6 +52,7 @@ class Forecast:
     at_seconds: float  # when, by the usual gaps; as soon as can be where none is known
     after: str = ""  # the model of the turn that is under way
     leave_chance: float = 1.0  # that the client's next request is for another model than that one
+    stay_seconds: float = 0.0  # usual ones from its request until the turn after; 0 where none are known
 
 
 @dataclass
@@ -255,16 +256,18 @@ class LookAhead:
         """Yields what a client is about to ask for, turn by turn, until it is all too unsure or known already."""
         turns, chance, at = list(state.turns), 1.0, now
         seen: set[str] = set()  # the model of the turn under way is idle after it, and may be wanted before others
+        following = self._next(turns)
         for steps in range(1, self._max_steps + 1):
-            following = self._next(turns)
             if following is None or chance * following[1] <= _MIN_CHANCE:
                 return
             model, chance = following[0], chance * following[1]
             at += self._gaps.get((turns[-1], model), 0.0)
-            if model not in seen:
-                yield Forecast(model, chance, steps, at, state.turns[-1], self._leave_chance(state))
-            seen.add(model)
             turns.append(model)
+            following = self._next(turns)
+            if model not in seen:
+                stay = 0.0 if following is None else self._gaps.get((model, following[0]), 0.0)
+                yield Forecast(model, chance, steps, at, state.turns[-1], self._leave_chance(state), stay)
+            seen.add(model)
 
     def _patience(self, state: _Client, forecasts: Sequence[Forecast]) -> float:
         least, unknown = _PATIENCE_SECONDS

@@ -166,6 +166,8 @@ class Moves:
             return []
         if not self._foresight.is_worth(forecast, victims, self._residency.kept_segments(model, destination, victims)):
             return []
+        if self._foresight.is_early(forecast, now):
+            return []
         return self._move(model, may_evict, now) or []
 
     def _warm(self, now: float) -> list[Action]:

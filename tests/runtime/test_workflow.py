@@ -122,7 +122,7 @@ def test_nothing_is_foretold_of_a_client_that_should_have_been_back():
     assert look_ahead.forecasts(59.0) == [Forecast("b", 1.0, 1, 0.0, "a"), Forecast("a", 1.0, 2, 0.0, "a")]
     assert look_ahead.forecasts(61.0) == []
     look_ahead.observe("", "b", 70.0)  # it was only late
-    assert look_ahead.forecasts(70.0)[0] == Forecast("a", 1.0, 1, 70.0, "b")
+    assert look_ahead.forecasts(70.0)[0] == Forecast("a", 1.0, 1, 70.0, "b", stay_seconds=70.0)
 
 
 def test_clients_that_never_come_back_are_an_observation():
