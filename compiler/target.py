@@ -151,7 +151,7 @@ class Serving:
     save_bytes_per_s: float | None = None  # at which KV blocks are copied to ddr at most; None: as the link has it
     load_bytes_per_s: float | None = None  # at which they are copied back at most
     evict_seconds: float = 0.0  # of the engine's thread, to drop a model
-    reading_seconds: float = 0.0  # likewise, to read what is in use once a model has arrived
+    reading_seconds: float = 0.0  # likewise, to read which arrays are alive
     programs: dict[str, ProgramSeconds] = field(default_factory=dict[str, ProgramSeconds])  # by model/configuration
 
 

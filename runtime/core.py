@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import queue
 import threading
 import time
@@ -21,7 +22,7 @@ import numpy as np
 
 from ..errors import ExecutionError, PlaitError, QueueFullError, ShuttingDownError
 from .canary import Canaries
-from .clock import Clock
+from .clock import READING_INTERVAL_SECONDS, Clock
 from .energy import EnergyMeter
 from .events import (
     Action,
@@ -168,6 +169,7 @@ class EngineCore:
         self._is_closing = False
         self._settled = threading.Event()
         self._uses: dict[TierName, TierUse] = {}
+        self._arrays_read_at = -math.inf
         self._used_at: dict[str, float] = {}  # by model, when its last step began
         self.last_moves: dict[str, LastMove] = {}  # by model
         self._num_preemptions: Counter[str] = Counter()  # that were counted, by model
@@ -433,7 +435,10 @@ class EngineCore:
             self._ask_canary(record.model)
 
     def _observe_memory(self) -> None:
-        reading = self._executor.measure()
+        is_due = self._clock.now() - self._arrays_read_at >= READING_INTERVAL_SECONDS
+        if is_due:
+            self._arrays_read_at = self._clock.now()
+        reading = self._executor.measure(reads_arrays=is_due)
         predicted = self._executor.predict()
         residency = self._scheduler.residency
         tiers: tuple[tuple[TierName, int, int, int], ...] = (

@@ -96,7 +96,7 @@ class JaxExecutor:
         self._tiers: dict[TierName, dict[str, Moved]] = {"hbm": {}, "ddr": {}}
         self._rests: dict[str, tuple[Moved, int]] = {}  # of models that left hbm: segments that stayed, and how many
         self._in_use: set[tuple[str, Configuration]] = set()
-        self._live: Counter[_Memory] | None = None  # bytes of live arrays; None: to be read from JAX
+        self._live: Counter[_Memory] = Counter()  # bytes of live arrays when they were read, and of what moved since
         self.has_news = False  # whether more may be in use than when `measure` was called
         self.vectors: Vectors = {}  # of finished embedding steps, until somebody takes them
         self.logprobs: dict[int, list[Logprobs]] = {}  # by request id, of drawn tokens, until somebody takes them
@@ -155,9 +155,10 @@ class JaxExecutor:
     def arrived(self, transfer: Transfer, moved: Moved) -> None:
         """Takes over what `copy` made."""
         self._tiers[transfer.destination][transfer.model] = moved
-        self._live, self.has_news = None, True
-        if transfer.destination == "hbm":
-            self._rests.pop(transfer.model, None)  # is a part of what was made
+        self._live += _live_bytes(moved.arrays)
+        self.has_news = True
+        if transfer.destination == "hbm" and (rest := self._rests.pop(transfer.model, None)) is not None:
+            self._live -= _live_bytes(rest[0].arrays)  # is a part of what was made
         self._in_use.clear()
 
     def evict(self, evict: Evict) -> bool:
@@ -173,8 +174,7 @@ class JaxExecutor:
             gone -= _live_bytes(rest.arrays)
         else:
             moved.release()
-        if self._live is not None:
-            self._live -= gone
+        self._live -= gone
         if evict.tier == "hbm":
             self._copies.pop(name, None)
         self._in_use.clear()
@@ -206,14 +206,16 @@ class JaxExecutor:
             moved.release()
         self._rests.clear()
 
-    def measure(self) -> MemoryReading:
-        """Reads the bytes in use from JAX: live arrays by memory kind, and the buffers that XLA assigned.
+    def measure(self, *, reads_arrays: bool) -> MemoryReading:
+        """Returns the bytes in use: live arrays by memory kind, and the buffers that XLA assigned.
 
-        Arrays from before the executor was made are somebody else's. There are thousands of others, and this runs
-        between two steps: so they are read once after a model has arrived.
+        Args:
+            reads_arrays: Reads anew from JAX which arrays are alive: there are thousands, and steps wait meanwhile.
+                Otherwise what was read last counts, with what came and went since. Arrays from before the executor was
+                made are somebody else's.
         """
         self.has_news = False
-        if self._live is None:
+        if reads_arrays:
             foreign = {id(array) for reference in self._foreign if (array := reference()) is not None}
             self._live = _live_bytes([array for array in jax.live_arrays() if id(array) not in foreign])
         live = self._live

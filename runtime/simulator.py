@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.target import Target
+from .clock import READING_INTERVAL_SECONDS
 from .events import (
     Action,
     Arrival,
@@ -95,7 +96,8 @@ class SimExecutor:
         self._serving = serving_of(target)
         rate = self._serving.pool_bytes_per_s
         self._pool_seconds = {e.name: max(s.kv_bytes for s in e.shares) / rate if rate else 0.0 for e in models}
-        self._has_news = False  # whether a model has arrived since the last step
+        self._read_at = -math.inf
+        self._is_reading = False  # after the next step
         self._draw = draw
         self._acceptance = acceptance
         self._is_broken = is_broken
@@ -114,8 +116,8 @@ class SimExecutor:
             within_seconds: When that is.
         """
         seconds, event = self._run(step, within_seconds)
-        if self._has_news:
-            self._has_news = False
+        if self._is_reading:
+            self._is_reading = False
             seconds += self._serving.reading_seconds
         return seconds, event
 
@@ -139,9 +141,10 @@ class SimExecutor:
         """Returns how long the engine takes to drop a model."""
         return self._serving.evict_seconds
 
-    def take_over(self) -> None:
-        """Begins to use a model that has arrived; the engine reads what is in use after its next step."""
-        self._has_news = True
+    def take_over(self, now: float) -> None:
+        """Begins to use a model that has arrived; the engine may read what is in use after its next step."""
+        if now - self._read_at >= READING_INTERVAL_SECONDS:
+            self._read_at, self._is_reading = now, True
 
     def copy(self, transfer: Transfer) -> list[tuple[float, Event]]:
         """Returns the events of a transfer, each with the seconds after which it comes."""
@@ -260,7 +263,7 @@ class Simulation:
             if isinstance(event, Arrival | Check):
                 self._executor.expect(event.request)
             if isinstance(event, TransferDone):
-                self._executor.take_over()
+                self._executor.take_over(self.now)
             self._observe(self.now, event)
             self._carry_out(self._scheduler.handle(event, self.now))
 

@@ -117,7 +117,9 @@ class _Measuring:
         if self._is_tiered and is_first:
             self._move(entry, "disk", "ddr")
         record = self._move(entry, "ddr" if self._is_tiered else "disk", "hbm")
-        self._readings.append(self._timed(lambda: (self._executor.measure(), self._executor.predict())))
+        self._readings.append(
+            self._timed(lambda: (self._executor.measure(reads_arrays=True), self._executor.predict()))
+        )
         if entry.kv_bytes and not is_first:  # memory of the first one is new
             self._pools.append((entry.kv_bytes, entry.kv_bytes / max(record.seconds - record.copy_seconds, 1e-6)))
         if entry.kv is not None and self._is_tiered:
