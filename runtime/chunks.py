@@ -86,6 +86,11 @@ class Pace:
         self.done_bytes = 0  # of the fullest device so far
         self.slept_seconds = 0.0
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the link has a pace, which copies wait for."""
+        return self._link.pace
+
     def next_device(self) -> None:
         """Begins to count another device's bytes."""
         self._device_bytes = 0
@@ -94,7 +99,7 @@ class Pace:
         """Counts bytes that have arrived, and waits until the link would have moved all there are so far."""
         self._device_bytes += num_bytes
         self.done_bytes = max(self.done_bytes, self._device_bytes)
-        if self._link.pace:
+        if self.is_kept:
             due = self._began + self._link.latency_seconds + self._device_bytes / self._link.bandwidth_bytes_per_s
             wait = due - time.perf_counter()
             if wait > 0:

@@ -172,13 +172,13 @@ class Copier:
                 landed: list[Mapping[str, Tensor]] = []  # in memory that stands in for the device's
                 with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes)) as chunks:
                     for whole, num_bytes in chunks:
-                        if views is None:
+                        if views is None or pace.is_kept:
                             arrived[number] |= _put(whole, kind, number)
                         else:
                             landed.append(whole)
                         pace.moved(num_bytes)
                         progress(pace.done_bytes)
-                for whole in landed:  # at the end: in between it would hold up the copying threads
+                for whole in landed:  # at the end: in between it holds up the copying threads, unless the link does
                     arrived[number] |= _put(whole, kind, number)
             copy_seconds = time.perf_counter() - began - pace.slept_seconds
             shapes = source.shapes if source is not None else {name: tensor.shape for name, tensor in mapping.items()}  # type: ignore[union-attr]

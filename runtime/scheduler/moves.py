@@ -153,7 +153,11 @@ class Moves:
     def _prefetch(self, now: float) -> list[Action]:
         """Brings the model closer that is about to be asked for, in the place of idle ones that are wanted later."""
         forecast = self._foresight.next_wanted(now)
-        if forecast is None or forecast.model in self._broken | self._unloaded:
+        if (
+            forecast is None
+            or forecast.model in self._broken | self._unloaded
+            or self._foresight.is_early(forecast, now)
+        ):
             return []
         model = forecast.model
 
@@ -165,8 +169,6 @@ class Moves:
         if victims is None:
             return []
         if not self._foresight.is_worth(forecast, victims, self._residency.kept_segments(model, destination, victims)):
-            return []
-        if self._foresight.is_early(forecast, now):
             return []
         return self._move(model, may_evict, now) or []
 

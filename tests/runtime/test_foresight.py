@@ -20,7 +20,6 @@ from plait.runtime.scheduler import Scheduler
 from plait.runtime.simulator import Record, SimExecutor, simulate
 from plait.runtime.workflow import Forecast
 
-SIZE = 1016  # bytes of one model in hbm; a tenth of a second on its way there
 WORKSPACE = 10
 LOOP = "abcd"
 
@@ -39,7 +38,7 @@ def play(
     ddr: int = 10**6,
 ) -> tuple[Record, ...]:
     """Simulates and verifies a trace with room for so many models of equal size in hbm."""
-    budget, machine = TierBudget(room * SIZE + WORKSPACE, ddr), target()
+    budget, machine = TierBudget(room * entries[0].resident_bytes + WORKSPACE, ddr), target()
     scheduler = Scheduler(entries, budget, tiered=True, workflows=workflows, links=machine.links)
     records = simulate(scheduler, SimExecutor(entries, machine, draw=never_ends), arrivals)
     verify(records, entries, budget, lambda request: answer_of(request, never_ends))
@@ -95,6 +94,19 @@ def test_a_loop_that_nobody_declared_stalls_until_it_is_learned():
 def test_a_transfer_longer_than_the_compute_stalls_for_the_rest():
     waits = stalls(play(models(), loop(20, max_tokens=6, seconds=0.101), room=2, workflows=[LOOP]))
     assert all(0.0 < stall < 0.06 for stall in waits[1:])
+
+
+def test_a_fetch_waits_for_the_steps_of_an_answer_where_that_is_in_time():
+    long = {"a": 13, "b": 1, "c": 13, "d": 1}  # tokens; a step takes 0.01 s, and a transfer 0.041 s
+    at = itertools.accumulate(itertools.cycle((0.16, 0.04)), initial=2.0)
+    arrivals = [(next(at), generate(n, LOOP[n % 4], max_tokens=long[LOOP[n % 4]])) for n in range(60)]
+    records = play(models(sizes=[400] * 4), arrivals, room=3, workflows=[LOOP])
+    began = [r.at_seconds for r in records if isinstance(r.item, Transfer) and r.item.destination == "hbm"]
+    learned = [second for second in began if second > 3.0]
+    answers = [(second + 0.01, second + 0.16) for second, request in arrivals if request.model in "ac"]
+    assert len(learned) > 20
+    assert all(any(begin <= second < end for begin, end in answers) for second in learned)
+    assert stalls(records)[8:] == [0.0] * 52
 
 
 def test_a_prefetch_evicts_the_model_that_is_wanted_last():
