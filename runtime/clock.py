@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-__all__ = ["READING_INTERVAL_SECONDS", "Clock", "MonotonicClock"]
-
-READING_INTERVAL_SECONDS = 10.0  # at least, between two readings of all arrays that are alive
+__all__ = ["Clock", "MonotonicClock"]
 
 
 class Clock(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
 import queue
 import threading
 import time
@@ -22,7 +21,7 @@ import numpy as np
 
 from ..errors import ExecutionError, PlaitError, QueueFullError, ShuttingDownError
 from .canary import Canaries
-from .clock import READING_INTERVAL_SECONDS, Clock
+from .clock import Clock
 from .energy import EnergyMeter
 from .events import (
     Action,
@@ -58,12 +57,13 @@ from .events import (
     Verify,
 )
 from .executor import JaxExecutor, Logprobs
+from .memory_use import MemoryUse, TierUse
 from .metrics import Metrics
 from .request import Energy, LastMove
 from .scheduler import Scheduler
 from .tiers import Moved, TransferRecord
 
-__all__ = ["EngineCore", "Outcome", "Sink", "TierUse", "Watcher"]
+__all__ = ["EngineCore", "Outcome", "Sink", "Watcher"]
 
 _LOG = logging.getLogger(__name__)
 _KEPT_RECORDS = 10_000
@@ -82,18 +82,6 @@ class Outcome:
 
 Sink: TypeAlias = Callable[[Outcome], None]
 Watcher: TypeAlias = Callable[[float, Event | Action], None]  # told when each event and action was, as a timeline is
-
-
-@dataclass(frozen=True)
-class TierUse:
-    """Bytes of one tier: what the plan says, what the scheduler charges and what JAX holds."""
-
-    tier: TierName
-    budget_bytes: int
-    charged_bytes: int  # now: weights, KV pools and the largest workspace, whether it is in use or not
-    peak_charged_bytes: int
-    predicted_bytes: int  # at the measured peak: by the plan, for the models and programs that were in use then
-    measured_bytes: int  # at its peak: live arrays, and temporaries and results of the step that ran
 
 
 @dataclass(eq=False)
@@ -168,8 +156,7 @@ class EngineCore:
         self._lock = threading.Lock()  # of `_clients` and `_is_closing`
         self._is_closing = False
         self._settled = threading.Event()
-        self._uses: dict[TierName, TierUse] = {}
-        self._arrays_read_at = -math.inf
+        self._memory = MemoryUse(executor, scheduler.residency, clock, metrics)
         self._used_at: dict[str, float] = {}  # by model, when its last step began
         self.last_moves: dict[str, LastMove] = {}  # by model
         self._num_preemptions: Counter[str] = Counter()  # that were counted, by model
@@ -246,7 +233,7 @@ class EngineCore:
 
     def tier_uses(self) -> tuple[TierUse, ...]:
         """Returns the use of each tier."""
-        return tuple(self._uses.values())
+        return self._memory.tiers
 
     # The engine thread
 
@@ -267,7 +254,7 @@ class EngineCore:
     def _next_event(self) -> Event | _Arrived | _Stop:
         """Returns the timer that is due, or waits for whatever comes first: an event, or the next timer."""
         if self._executor.has_news and self._events.empty():
-            self._observe_memory()
+            self._memory.observe()
         try:
             if not self._timers:
                 return self._events.get()
@@ -294,7 +281,7 @@ class EngineCore:
 
     def _settle(self) -> None:
         if not self._settled.is_set() and self._scheduler.is_settled:
-            self._observe_memory()
+            self._memory.observe()
             self._settled.set()
 
     def _watch(self, item: Event | Action, seconds: float) -> None:
@@ -358,7 +345,7 @@ class EngineCore:
             _LOG.error("step %d of %s failed: %s", step.step_id, step.model, error)
             self._events.put(StepFailed(step.step_id, str(error)))
         if self._executor.has_news:
-            self._observe_memory()
+            self._memory.observe()
 
     def _deliver(self, reply: Reply) -> None:
         is_last = reply.finish_reason is not None or reply.failure is not None
@@ -419,7 +406,7 @@ class EngineCore:
         if self._executor.evict(evict):
             self._metrics.evicted(evict.model, evict.tier, self._clock.now() - last_used)
         self._metrics.model_bytes(evict.model, self.tier_bytes(evict.model))
-        self._observe_memory()
+        self._memory.observe()
 
     def _arrived(self, item: _Arrived) -> None:
         self._executor.arrived(item.transfer, item.moved)
@@ -433,31 +420,6 @@ class EngineCore:
         self._metrics.model_bytes(record.model, self.tier_bytes(record.model, record.destination))
         if record.destination == "hbm":
             self._ask_canary(record.model)
-
-    def _observe_memory(self) -> None:
-        is_due = self._clock.now() - self._arrays_read_at >= READING_INTERVAL_SECONDS
-        if is_due:
-            self._arrays_read_at = self._clock.now()
-        reading = self._executor.measure(reads_arrays=is_due)
-        predicted = self._executor.predict()
-        residency = self._scheduler.residency
-        tiers: tuple[tuple[TierName, int, int, int], ...] = (
-            ("hbm", residency.budget.hbm, predicted.hbm_bytes, reading.hbm_bytes),
-            ("ddr", residency.budget.ddr, predicted.ddr_bytes, reading.ddr_bytes),
-        )
-        for tier, budget, predicted_bytes, measured_bytes in tiers[: 2 if residency.is_tiered else 1]:
-            charged = residency.used_bytes(tier)
-            before = self._uses.get(tier) or TierUse(tier, budget, 0, 0, 0, 0)
-            is_peak = measured_bytes > before.measured_bytes
-            self._uses[tier] = TierUse(
-                tier,
-                budget,
-                charged,
-                max(before.peak_charged_bytes, charged),
-                predicted_bytes if is_peak else before.predicted_bytes,
-                measured_bytes if is_peak else before.measured_bytes,
-            )
-            self._metrics.tier(tier, measured_bytes, self._uses[tier].measured_bytes, budget)
 
     def _report_queues(self) -> None:
         for name, waiting in self._scheduler.queues.items():

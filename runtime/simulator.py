@@ -19,7 +19,6 @@ from typing import TypeAlias
 
 from ..compiler.bundle.manifest import ModelEntry
 from ..compiler.target import Target
-from .clock import READING_INTERVAL_SECONDS
 from .events import (
     Action,
     Arrival,
@@ -50,6 +49,7 @@ from .events import (
     TransferProgressed,
     Verify,
 )
+from .memory_use import READING_INTERVAL_SECONDS
 from .scheduler import Scheduler
 from .simulation.costs import StepCost, measured_costs, serving_of
 

@@ -217,7 +217,7 @@ class Copier:
 def _put(tensors: Mapping[str, Tensor], kind: str | None, device: int) -> Mapping[str, jax.Array]:
     """Returns tensors as arrays of a device; those in memory that stands in for it are taken over, not copied.
 
-    While JAX is at it, each of the arrays counts twice among the live ones: so not too many at once.
+    While JAX is at it, each of the arrays counts several times among the live ones: so not too many at once.
     """
     return jax.block_until_ready(jax.device_put(tensors, device_sharding(kind, device)))
 

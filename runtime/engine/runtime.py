@@ -23,9 +23,10 @@ from ...compiler.target import Target
 from ...errors import ConfigurationError
 from ..canary import Canaries, CanaryPolicy
 from ..clock import MonotonicClock
-from ..core import EngineCore, TierUse, Watcher
+from ..core import EngineCore, Watcher
 from ..energy import energy_meter
 from ..executor import JaxExecutor
+from ..memory_use import TierUse
 from ..metrics import Metrics
 from ..request import ClassifyResult, Completion, EmbedResult, ModelStatus, Piece, RouteStatus, SamplingParams, ToolUse
 from ..residency import check_budget
