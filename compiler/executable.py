@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from ..errors import ConfigurationError, ExecutionError
 from ..models.cache import cache_directory
+from .kernels import register_paged_attention
 from .mesh import Mesh
 from .program import Program
 
@@ -148,6 +149,8 @@ def _compile(program: Program, num_blocks: int, mesh: Mesh, first_device: int) -
     if mesh.num_devices > 1 and len(exported.platforms) > 1:
         raise ExecutionError("a program for several devices was exported for several platforms; rebuild the bundle")
     arguments = _abstract_arguments(exported, num_blocks, mesh, first_device)
+    if platform == "cpu":
+        register_paged_attention()
     try:
         compiled = jax.jit(exported.call, donate_argnums=program.donated).lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:

@@ -30,6 +30,7 @@ from .cut import StageCut, one_stage
 from .evaluate import evaluate_graph
 from .graph import Value
 from .implementations import implementations_for
+from .kernels import PAGED_ATTENTION
 from .kv_pool import pool_dtype, pool_layout, pool_shape
 from .merge import Merge, merge_specs
 from .mesh import Mesh
@@ -44,6 +45,7 @@ __all__ = ["PLATFORMS", "lower", "lower_stage", "pool_axes"]
 
 PLATFORMS = ("cpu", "cuda")  # that programs for one device are exported for
 _DONATED_POOLS = (2,)
+_OWN_CALLS = [export.DisabledSafetyCheck.custom_call(PAGED_ATTENTION)]  # whoever runs a program has them
 _CACHE_HEADS_DIM = 2
 _WITH_MORE_PRODUCTS = ("rms_norm", "layer_norm", "rope")  # implementations that compute by products what the op doesn't
 
@@ -135,7 +137,9 @@ def lower_stage(
             in_specs,
         )
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    exported = export.export(jax.jit(function, donate_argnums=_DONATED_POOLS), platforms=platforms)(*arguments)
+    exported = export.export(
+        jax.jit(function, donate_argnums=_DONATED_POOLS), platforms=platforms, disabled_checks=_OWN_CALLS
+    )(*arguments)
     return Program(configuration, exported, _DONATED_POOLS, stage.takes, stage.gives)
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from ..models import layers, mla
 from .batch_invariant import by_heads, padded_rows, row_sums
 from .configuration import BLOCK_TOKENS
+from .kernels import paged_attention, supports_paged_attention
 
 __all__ = ["PagedView", "attention", "latent_attention"]
 
@@ -40,9 +41,7 @@ class PagedView:
 
     def extended(self, parts: Sequence[Float[Array, "batch new heads size"]], positions: Array) -> PagedView:
         """Returns the view with new entries written at `positions` [batch, new]."""
-        stored = jnp.stack([part.astype(self.dtype) for part in parts], axis=2)
-        if self.pool.dtype != stored.dtype:
-            stored = jax.lax.bitcast_convert_type(stored, self.pool.dtype)
+        stored = _stored(jnp.stack(parts, axis=2), self.dtype, self.pool.dtype)
         # A padding token may lie beyond the table: its block is out of range, and its entry is dropped.
         blocks = jnp.take_along_axis(self.tables, positions // BLOCK_TOKENS, axis=1, mode="clip")
         blocks = jnp.where(positions < self.tables.shape[1] * BLOCK_TOKENS, blocks, self.pool.shape[0])
@@ -75,6 +74,12 @@ class PagedView:
         _, parts, heads, _, _ = self.pool.shape
         first = jnp.arange(parts * heads, dtype=jnp.int32).reshape(parts, heads, 1, 1)
         return blocks * (parts * heads) + first
+
+
+def _stored(values: Array, dtype: str, pool_type: jnp.dtype) -> Array:
+    """Returns values of `dtype` as a pool holds them."""
+    values = values.astype(dtype)
+    return values if values.dtype == pool_type else jax.lax.bitcast_convert_type(values, pool_type)
 
 
 def _values(stored: Array, dtype: str) -> Array:
@@ -168,10 +173,47 @@ def attention(
     plain sums, which depend on the number of rows.
     """
     assert same_view is view
+    slopes = _own_slopes(query.shape[2], head_axes) if alibi else None
+    options = {"scale": scale, "window": window, "cap": cap}
+    operands = (query, key, value, view.pool, view.tables, start)
+
+    def by_kernel(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):
+        new = (_stored(each, view.dtype, pool.dtype) for each in (key, value))
+        out, pool = paged_attention(
+            query.astype(jnp.float32), *new, pool, tables, start, slopes, next(iter(sinks), None), **options
+        )
+        return out.astype(query.dtype), pool
+
+    def by_chunks(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):
+        view_of = PagedView(pool, tables, view.dtype)
+        return _by_chunks(query, key, value, view_of, start, slopes, sinks, sum_rows=sum_rows, **options)
+
+    if supports_paged_attention(query.shape[-1], view.pool.dtype):
+        out, pool = jax.lax.platform_dependent(*operands, cpu=by_kernel, default=by_chunks)
+    else:
+        out, pool = by_chunks(*operands)
+    extended = PagedView(pool, view.tables, view.dtype)
+    return out, extended, extended
+
+
+def _by_chunks(
+    query: Array,
+    key: Array,
+    value: Array,
+    view: PagedView,
+    start: Array,
+    slopes: Array | None,
+    sinks: Sequence[Array],
+    *,
+    scale: float,
+    window: int,
+    cap: float,
+    sum_rows: Callable[[Array], Array],
+) -> tuple[Array, Array]:
+    """Attention in XLA's own operations; returns the heads' outputs and the extended pool."""
     heads, kv_heads = query.shape[2], key.shape[2]
     positions = start[:, None] + jnp.arange(query.shape[1])
     extended = view.extended((key, value), positions)
-    slopes = _own_slopes(heads, head_axes) if alibi else None
 
     def attend(query: Array, positions: Array) -> Array:
         batch, new = positions.shape
@@ -192,7 +234,7 @@ def attention(
         first = None if of_heads[1] is None else jnp.broadcast_to(of_heads[1], rows.queries.shape[:-1])
         return _from_rows(rows.attend(first), (batch, new, heads)).astype(query.dtype)
 
-    return _by_queries(attend, query, positions), extended, extended
+    return _by_queries(attend, query, positions), extended.pool
 
 
 def latent_attention(

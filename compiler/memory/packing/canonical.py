@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...compiled import compiled
 from .choose import choose
-from .compiled import compiled
 from .propagate import aligned, propagate
 from .split import split
 from .state import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compiled import compiled
+from ...compiled import compiled
 from .state import ABOVE, BEGIN, CEILING, COUNT, END, FLOOR, HIGH, LOW, NEED, NUM_FIRST, Buffers, State
 
 __all__ = ["choose"]

@@ -12,7 +12,7 @@ from time import monotonic
 
 import numpy as np
 
-from .compiled import compiled
+from ...compiled import compiled
 from .instance import Instance
 
 __all__ = ["pack_greedily"]

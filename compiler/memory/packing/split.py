@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compiled import compiled
+from ...compiled import compiled
 from .state import BEGIN, CEILING, CELLS, COUNT, END, LOW, NEED, NEXT, PARENT, PENDING, REMOVED, Buffers, State
 
 __all__ = ["split"]

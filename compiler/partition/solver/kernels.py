@@ -5,17 +5,13 @@ Only large cores come here: what is small never pays for the compiler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from ...compiled import compiled
+
 __all__ = ["Memory", "Pairs", "improve", "improve_pairs", "pass_messages", "round_messages"]
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
 
 class Pairs(NamedTuple):
     """Nodes and edges."""
@@ -42,14 +38,7 @@ class Memory(NamedTuple):
     usage: np.ndarray  # [rows]
 
 
-def _compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    try:
-        return numba.njit(cache=True, nogil=True)(function)  # pyright: ignore[reportReturnType]
-    except RuntimeError:  # there is no directory to keep the code in
-        return numba.njit(nogil=True)(function)  # pyright: ignore[reportReturnType]
-
-
-@_compiled
+@compiled
 def pass_messages(
     pairs: Pairs, costs: np.ndarray, messages: np.ndarray, beliefs: np.ndarray, is_forward: bool, is_last: bool
 ) -> float:
@@ -83,19 +72,19 @@ def pass_messages(
     return total
 
 
-@_compiled
+@compiled
 def _other(pairs: Pairs, edge: int, node: int) -> int:
     return int(pairs.source[edge] + pairs.target[edge]) - node
 
 
-@_compiled
+@compiled
 def _own_message(pairs: Pairs, edge: int, node: int) -> int:
     """Where the messages to one of an edge's nodes begin."""
     count = int(pairs.first[node + 1] - pairs.first[node])
     return int(pairs.message[edge]) if pairs.source[edge] == node else int(pairs.message[edge + 1]) - count
 
 
-@_compiled
+@compiled
 def _receive(pairs: Pairs, node: int, messages: np.ndarray, belief: np.ndarray, is_forward: bool) -> int:
     """Adds a node's messages to its belief and returns the number of edges to nodes that come later."""
     num_ahead = 0
@@ -109,7 +98,7 @@ def _receive(pairs: Pairs, node: int, messages: np.ndarray, belief: np.ndarray, 
     return num_ahead
 
 
-@_compiled
+@compiled
 def _send(
     pairs: Pairs, edge: int, node: int, share: float, messages: np.ndarray, belief: np.ndarray, is_last: bool
 ) -> None:
@@ -142,7 +131,7 @@ def _send(
         messages[to + far] = least
 
 
-@_compiled
+@compiled
 def round_messages(pairs: Pairs, costs: np.ndarray, messages: np.ndarray, places: np.ndarray, is_forward: bool) -> None:
     """Chooses labels node by node: cheapest with the neighbours that have one already and the messages of the others.
 
@@ -168,7 +157,7 @@ def round_messages(pairs: Pairs, costs: np.ndarray, messages: np.ndarray, places
         places[node] = values.argmin()
 
 
-@_compiled
+@compiled
 def _add_pair(pairs: Pairs, values: np.ndarray, edge: int, node: int, other: int, far: int) -> None:
     """Adds what an edge costs with the other node's label."""
     count, base = len(values), int(pairs.entry[edge])
@@ -178,7 +167,7 @@ def _add_pair(pairs: Pairs, values: np.ndarray, edge: int, node: int, other: int
         values[label] += pairs.entries[base + place]
 
 
-@_compiled
+@compiled
 def _values(pairs: Pairs, costs: np.ndarray, places: np.ndarray, node: int) -> np.ndarray:
     """What each label of a node costs with its neighbours as they are."""
     values = costs[pairs.first[node] : pairs.first[node + 1]].copy()
@@ -189,7 +178,7 @@ def _values(pairs: Pairs, costs: np.ndarray, places: np.ndarray, node: int) -> n
     return values
 
 
-@_compiled
+@compiled
 def _use(memory: Memory, node: int, old: int, new: int) -> None:
     """Changes the usage of rows from one label of a node to another."""
     for load in range(memory.of[node], memory.of[node + 1]):
@@ -199,7 +188,7 @@ def _use(memory: Memory, node: int, old: int, new: int) -> None:
                 memory.usage[row] += change
 
 
-@_compiled
+@compiled
 def _fits(memory: Memory, node: int, old: int, new: int) -> bool:
     """Whether the rows in which a change of label used more are within their room."""
     for load in range(memory.of[node], memory.of[node + 1]):
@@ -210,7 +199,7 @@ def _fits(memory: Memory, node: int, old: int, new: int) -> bool:
     return True
 
 
-@_compiled
+@compiled
 def improve(
     pairs: Pairs, costs: np.ndarray, memory: Memory, places: np.ndarray, order: np.ndarray, margin: float
 ) -> int:
@@ -246,7 +235,7 @@ def improve(
     return num_moves
 
 
-@_compiled
+@compiled
 def improve_pairs(
     pairs: Pairs, costs: np.ndarray, memory: Memory, places: np.ndarray, order: np.ndarray, margin: float
 ) -> int:
@@ -270,7 +259,7 @@ def improve_pairs(
     return num_moves
 
 
-@_compiled
+@compiled
 def _best_pair(pairs: Pairs, costs: np.ndarray, places: np.ndarray, edge: int, margin: float) -> tuple[int, int]:
     """Cheapest new labels of an edge's nodes, both different from the old ones; -1 if none saves the margin."""
     one, two, base = int(pairs.source[edge]), int(pairs.target[edge]), int(pairs.entry[edge])

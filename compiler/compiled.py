@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "compiled_for_c"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -19,3 +19,16 @@ def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return numba.njit(cache=True, nogil=True)(function)  # pyright: ignore[reportReturnType]
     except RuntimeError:  # there is no directory to keep the code in
         return numba.njit(nogil=True)(function)  # pyright: ignore[reportReturnType]
+
+
+def compiled_for_c(signature: Any, function: Callable[..., Any]) -> Any:
+    """Returns a function, compiled at once, whose `address` C code can call: without Python and its lock.
+
+    Args:
+        signature: Of numba.
+        function: What is kept of it is found again by its code and its closure, not by what it calls.
+    """
+    try:
+        return numba.cfunc(signature, cache=True)(function)
+    except RuntimeError:
+        return numba.cfunc(signature)(function)

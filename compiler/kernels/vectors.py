@@ -1,0 +1,294 @@
+"""Sixteen f32 values as one value of code that numba compiles, and the products that are made of them.
+
+Numba leaves it to LLVM whether a loop becomes vector instructions, and in which order it then sums. Here the vectors
+and the order are written down: a row comes out bit for bit the same whatever is computed beside it, on any processor
+that rounds as IEEE 754 says (LLVM divides the vectors where its registers are narrower).
+
+An address is an int64. No function here checks one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+__all__ = [
+    "COLUMNS",
+    "LANES",
+    "add",
+    "broadcast",
+    "divide",
+    "exponential",
+    "first_lane",
+    "from_index",
+    "greatest_lane",
+    "keep_lanes",
+    "load",
+    "maximum",
+    "multiply",
+    "prefetch",
+    "product_of_rows",
+    "store",
+    "subtract",
+    "sum_of_lanes",
+]
+
+LANES = 16
+COLUMNS = 2 * LANES  # of a product
+_LEAST_EXPONENT = -87.0  # e to less than this is no normal number, and taken as zero
+_MOST_EXPONENT = 88.0
+
+_F32, _INT16, _INT32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+_VECTOR, _BITS16, _BITS32 = (ir.VectorType(each, LANES) for each in (_F32, _INT16, _INT32))
+_UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
+_Generated = Callable[[Any, ir.IRBuilder, Any, Any], Any]
+
+
+class _VectorType(types.Type):
+    def __init__(self) -> None:
+        super().__init__("f32x16")
+
+
+_vector = _VectorType()
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, of: Any) -> None:
+        super().__init__(manager, of, _VECTOR)
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(_VECTOR, [value] * LANES)
+
+
+def _splat(builder: ir.IRBuilder, scalar: Any, vector: ir.VectorType = _VECTOR) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_BITS32, [0] * LANES))
+
+
+def _call(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
+    """Calls an LLVM intrinsic of vectors."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * len(operands))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), operands)
+
+
+def _load(builder: ir.IRBuilder, address: Any, *, is_wide: bool) -> Any:
+    """Loads f32 values, or bf16 ones, which are the upper halves of f32 ones."""
+    kind = _VECTOR if is_wide else _BITS16
+    loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    loaded.align = 4 if is_wide else 2
+    if is_wide:
+        return loaded
+    shift = ir.Constant(_BITS32, [16] * LANES)
+    return builder.bitcast(builder.shl(builder.zext(loaded, _BITS32), shift), _VECTOR)
+
+
+def _store(builder: ir.IRBuilder, address: Any, vector: Any) -> None:
+    builder.store(vector, builder.inttoptr(address, _VECTOR.as_pointer())).align = 4
+
+
+def _reduced(builder: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """Combines all lanes by halves."""
+    width = LANES // 2
+    while width:
+        order = ir.Constant(_BITS32, [(lane + width) % LANES for lane in range(LANES)])
+        vector = combine(vector, builder.shuffle_vector(vector, _UNDEFINED, order))
+        width //= 2
+    return builder.extract_element(vector, ir.Constant(_INT32, 0))
+
+
+@intrinsic
+def broadcast(context, scalar):
+    """(f32) -> vector: the scalar in each lane."""
+    return _vector(types.float32), lambda _, builder, __, given: _splat(builder, given[0])
+
+
+@intrinsic
+def from_index(context, first):
+    """(int64) -> vector: first, first + 1, ... as f32."""
+
+    def generate(_, builder, __, given):
+        lanes = ir.Constant(_BITS32, list(range(LANES)))
+        indices = builder.add(_splat(builder, builder.trunc(given[0], _INT32), _BITS32), lanes)
+        return builder.sitofp(indices, _VECTOR)
+
+    return _vector(types.int64), generate
+
+
+@intrinsic
+def load(context, address):
+    """(int64) -> vector: sixteen f32 values."""
+    return _vector(types.int64), lambda _, builder, __, given: _load(builder, given[0], is_wide=True)
+
+
+@intrinsic
+def store(context, address, vector):
+    """(int64, vector): sixteen f32 values written."""
+
+    def generate(context, builder, _, given):
+        _store(builder, *given)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, _vector), generate
+
+
+@intrinsic
+def prefetch(context, address):
+    """(int64): has the line at an address fetched into the caches."""
+
+    def generate(context, builder, _, given):
+        pointer = ir.PointerType(ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(
+            function, [builder.inttoptr(given[0], pointer), *(ir.Constant(_INT32, each) for each in (0, 3, 1))]
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def add(context, left, right):
+    """(vector, vector) -> vector: sums."""
+    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fadd(*given)
+
+
+@intrinsic
+def subtract(context, left, right):
+    """(vector, vector) -> vector: differences."""
+    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fsub(*given)
+
+
+@intrinsic
+def multiply(context, left, right):
+    """(vector, vector) -> vector: products."""
+    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fmul(*given)
+
+
+@intrinsic
+def divide(context, left, right):
+    """(vector, vector) -> vector: quotients."""
+    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fdiv(*given)
+
+
+@intrinsic
+def maximum(context, left, right):
+    """(vector, vector) -> vector: the greater ones."""
+    return _vector(_vector, _vector), lambda _, builder, __, given: _call(builder, "maxnum", *given)
+
+
+@intrinsic
+def keep_lanes(context, vector, begin, end, other):
+    """(vector, int64, int64, f32) -> vector: lanes begin ... end - 1 of it, `other` elsewhere."""
+
+    def generate(_, builder, __, given):
+        values, begin, end, other = given
+        lanes = ir.Constant(_BITS32, list(range(LANES)))
+        low, high = (_splat(builder, builder.trunc(each, _INT32), _BITS32) for each in (begin, end))
+        kept = builder.and_(builder.icmp_signed(">=", lanes, low), builder.icmp_signed("<", lanes, high))
+        return builder.select(kept, values, _splat(builder, other))
+
+    return _vector(_vector, types.int64, types.int64, types.float32), generate
+
+
+@intrinsic
+def exponential(context, vector):
+    """(vector) -> vector: e to each power, within 2 units in the last place; zero below -87, e to 88 above 88."""
+    logarithm_high, logarithm_low = 0.693359375, -2.12194440e-4  # of 2: the first times any exponent is exact
+    series = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+    def generate(_, builder, __, given):
+        x = _call(
+            builder, "minnum", _call(builder, "maxnum", given[0], _constant(_LEAST_EXPONENT)), _constant(_MOST_EXPONENT)
+        )
+        power = _call(builder, "floor", _call(builder, "fma", x, _constant(1.4426950408889634), _constant(0.5)))
+        rest = _call(builder, "fma", power, _constant(-logarithm_high), x)
+        rest = _call(builder, "fma", power, _constant(-logarithm_low), rest)
+        value = _constant(series[0])
+        for factor in (*series[1:], 1.0, 1.0):
+            value = _call(builder, "fma", value, rest, _constant(factor))
+        exponent = builder.add(builder.fptosi(power, _BITS32), ir.Constant(_BITS32, [127] * LANES))
+        value = builder.fmul(value, builder.bitcast(builder.shl(exponent, ir.Constant(_BITS32, [23] * LANES)), _VECTOR))
+        return builder.select(builder.fcmp_ordered(">=", given[0], _constant(_LEAST_EXPONENT)), value, _constant(0.0))
+
+    return _vector(_vector), generate
+
+
+@intrinsic
+def first_lane(context, vector):
+    """(vector) -> f32."""
+    return types.float32(_vector), lambda _, builder, __, given: builder.extract_element(
+        given[0], ir.Constant(_INT32, 0)
+    )
+
+
+@intrinsic
+def sum_of_lanes(context, vector):
+    """(vector) -> f32."""
+    return types.float32(_vector), lambda _, builder, __, given: _reduced(builder, given[0], builder.fadd)
+
+
+@intrinsic
+def greatest_lane(context, vector):
+    """(vector) -> f32."""
+
+    def generate(_, builder, __, given):
+        return _reduced(builder, given[0], lambda left, right: _call(builder, "maxnum", left, right))
+
+    return types.float32(_vector), generate
+
+
+def product_of_rows(rows: int, *, is_wide: bool, is_added: bool) -> Any:
+    """Makes a function that multiplies a few rows with a matrix, all sums held in registers.
+
+    The function takes addresses and distances in bytes, all int64: `left`, `left_row` (from a row to the next),
+    `first`, `second` (the matrix: of each of its rows the first and the second sixteen columns), `right_row`, `depth`
+    (its rows), `out_first`, `out_second`, `out_row`. Of each row of f32 values on the left it writes the product, f32,
+    to `out_first` and `out_second`.
+
+    Args:
+        rows: On the left.
+        is_wide: Whether the matrix has f32 values, or bf16 ones.
+        is_added: Whether products are added to what is there.
+    """
+
+    def accumulate(builder: ir.IRBuilder, given: Any) -> None:
+        left, left_row, first, second, right_row, depth, out_first, out_second, out_row = given
+        index = depth.type
+        outs = [
+            builder.add(out, builder.mul(out_row, ir.Constant(index, row)))
+            for row in range(rows)
+            for out in (out_first, out_second)
+        ]
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in outs]
+        for total, out in zip(sums, outs, strict=True):
+            builder.store(_load(builder, out, is_wide=True) if is_added else _constant(0.0), total)
+        with cgutils.for_range(builder, depth) as loop:
+            below = builder.mul(loop.index, right_row)
+            columns = [_load(builder, builder.add(each, below), is_wide=is_wide) for each in (first, second)]
+            across = builder.add(left, builder.mul(loop.index, ir.Constant(index, 4)))
+            for row in range(rows):
+                address = builder.add(across, builder.mul(left_row, ir.Constant(index, row)))
+                factor = _splat(builder, builder.load(builder.inttoptr(address, _F32.as_pointer())))
+                for total, column in zip(sums[2 * row : 2 * row + 2], columns, strict=True):
+                    builder.store(_call(builder, "fma", factor, column, builder.load(total)), total)
+        for total, out in zip(sums, outs, strict=True):
+            _store(builder, out, builder.load(total))
+
+    @intrinsic
+    def product(context, left, left_row, first, second, right_row, depth, out_first, out_second, out_row):
+        def generate(context, builder, _, given):
+            accumulate(builder, given)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 9), generate
+
+    return product
