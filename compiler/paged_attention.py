@@ -178,10 +178,8 @@ def attention(
     operands = (query, key, value, view.pool, view.tables, start)
 
     def by_kernel(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):
-        new = (_stored(each, view.dtype, pool.dtype) for each in (key, value))
-        out, pool = paged_attention(
-            query.astype(jnp.float32), *new, pool, tables, start, slopes, next(iter(sinks), None), **options
-        )
+        new = (_stored(each, view.dtype, pool.dtype) for each in (query, key, value))
+        out, pool = paged_attention(*new, pool, tables, start, slopes, next(iter(sinks), None), **options)
         return out.astype(query.dtype), pool
 
     def by_chunks(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):

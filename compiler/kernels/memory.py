@@ -23,6 +23,7 @@ __all__ = [
     "load_int64",
     "load_scalar",
     "record_reader",
+    "store_int64",
     "store_scalar",
     "text_address",
 ]
@@ -83,6 +84,17 @@ def store_scalar(context, address, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), generate
+
+
+@intrinsic
+def store_int64(context, address, value):
+    """(int64, int64)."""
+
+    def generate(context, builder, _, given):
+        builder.store(given[1], builder.inttoptr(given[0], _INT64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
 
 
 def copy_scalar(num_bits: int) -> Any:

@@ -21,6 +21,9 @@ from numba import njit, types
 
 from ..compiled import compiled_for_c
 from ..configuration import BLOCK_TOKENS
+from . import by_tiles, by_vectors, tiles
+from .attention_job import JOB, job_at, write_new
+from .attention_unit import MASKED, unit_bytes, units_per_head
 from .call_frame import (
     BFLOAT16_BITS,
     F32,
@@ -36,8 +39,8 @@ from .call_frame import (
     result,
     size_of,
 )
-from .memory import allocate, function_address, load_int64, load_scalar, record_reader, text_address
-from .paged_attention import JOB, MASKED, attend, num_units_per_head, scratch_bytes, write_new
+from .memory import allocate, function_address, load_int64, load_scalar, text_address
+from .paged_attention import attending
 from .threads import share, taking_part
 from .vectors import LANES
 
@@ -51,10 +54,10 @@ _OUT, _EXTENDED = range(2)  # results
 _CAP, _SCALE, _WINDOW = range(3)  # attributes
 _POOL_TYPES = {jnp.dtype(jnp.uint16), jnp.dtype(jnp.float32)}  # bf16 as its bits
 
-_job_at = record_reader(JOB)
 _JOB_BYTES = JOB.itemsize
 _part_address = function_address(_PART)
-_take_part = taking_part(attend, scratch_bytes)
+_take_part_by_vectors = taking_part(attending(by_vectors), unit_bytes)
+_take_part_by_tiles = taking_part(attending(by_tiles), unit_bytes)
 _registering = threading.Lock()
 _message = text_address("paged attention is called with operands that it does not take")
 
@@ -87,7 +90,7 @@ def _has_types(frame):
     stored = buffer_at(operand(frame, _POOL)).kind
     return (
         (stored in (BFLOAT16_BITS, F32))
-        and _is(operand(frame, _QUERY), F32, 4)
+        and _is(operand(frame, _QUERY), stored, 4)
         and _is(operand(frame, _KEY), stored, 4)
         and _is(operand(frame, _VALUE), stored, 4)
         and _is(operand(frame, _POOL), stored, 5)
@@ -134,7 +137,7 @@ def _has_shapes(frame):
 def _new_job(frame):
     """Returns the address of a job that does what a call asks for."""
     address = allocate(_JOB_BYTES)
-    job = _job_at(address)
+    job = job_at(address)
     query, key, pool, tables = (
         operand(frame, _QUERY),
         operand(frame, _KEY),
@@ -158,7 +161,7 @@ def _new_job(frame):
     job.window = load_int64(attribute(frame, _WINDOW, INT64))
     job.scale = load_scalar(attribute(frame, _SCALE, F32))
     job.cap = load_scalar(attribute(frame, _CAP, F32))
-    job.units_per_head = num_units_per_head(job.new * (job.heads // job.kv_heads))
+    job.units_per_head = units_per_head(job.new * (job.heads // job.kv_heads))
     job.num_units = job.batch * job.kv_heads * job.units_per_head
     return address
 
@@ -176,8 +179,12 @@ def _answer(frame):
     return 0
 
 
-def _part(version: int) -> Callable[[int], int]:
-    return lambda job: _take_part(job) if version else 0
+def _part_by_vectors(version: int) -> Callable[[int], int]:
+    return lambda job: _take_part_by_vectors(job) if version else 0
+
+
+def _part_by_tiles(version: int) -> Callable[[int], int]:
+    return lambda job: _take_part_by_tiles(job) if version else 0
 
 
 def _handler(version: int) -> Callable[[int], int]:
@@ -199,7 +206,7 @@ def _registered() -> tuple[object, ...]:
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     version = int.from_bytes(hashlib.sha256(sources).digest()[:4], "big") | 1
     signature = types.int64(types.int64)
-    part = compiled_for_c(signature, _part(version))
+    part = compiled_for_c(signature, (_part_by_tiles if tiles.are_permitted() else _part_by_vectors)(version))
     binding.add_symbol(_PART, part.address)
     handler = compiled_for_c(signature, _handler(version))
     register(PAGED_ATTENTION, handler.address)
@@ -212,7 +219,7 @@ def supports_paged_attention(head_size: int, pool_type: jnp.dtype) -> bool:
 
 
 def paged_attention(
-    query: Float[Array, "batch new heads size"],
+    query: Array,
     key: Array,
     value: Array,
     pool: Array,
@@ -228,11 +235,11 @@ def paged_attention(
     """Attention of new tokens over a pool, which it extends; for CPU only.
 
     Args:
-        query: Of the new tokens, f32.
-        key: Likewise, [batch, new, kv_heads, size] in the pool's type.
+        query: Of the new tokens, in the pool's type.
+        key: Likewise, [batch, new, kv_heads, size].
         value: Likewise.
         pool: [blocks, 2, kv_heads, BLOCK_TOKENS, size], f32 or the bits of bf16; of keys a block and head hold
-            [size, BLOCK_TOKENS].
+            [size, BLOCK_TOKENS], see `attention_job`.
         tables: Block of each BLOCK_TOKENS of each sequence.
         start: Position of the first new token of each sequence.
         slopes: By which scores of each head fall with the distance.

@@ -29,11 +29,13 @@ __all__ = [
     "greatest_lane",
     "keep_lanes",
     "load",
+    "load_bf16",
     "maximum",
     "multiply",
     "prefetch",
     "product_of_rows",
     "store",
+    "store_bf16",
     "subtract",
     "sum_of_lanes",
 ]
@@ -79,15 +81,18 @@ def _call(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), operands)
 
 
-def _load(builder: ir.IRBuilder, address: Any, *, is_wide: bool) -> Any:
-    """Loads f32 values, or bf16 ones, which are the upper halves of f32 ones."""
-    kind = _VECTOR if is_wide else _BITS16
+def _load(builder: ir.IRBuilder, address: Any, kind: ir.Type = _VECTOR, *, align: int = 4) -> Any:
     loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    loaded.align = 4 if is_wide else 2
-    if is_wide:
-        return loaded
-    shift = ir.Constant(_BITS32, [16] * LANES)
-    return builder.bitcast(builder.shl(builder.zext(loaded, _BITS32), shift), _VECTOR)
+    loaded.align = align
+    return loaded
+
+
+def _pairs(builder: ir.IRBuilder, address: Any) -> tuple[Any, Any]:
+    """Loads sixteen pairs of bf16 values, which are the upper halves of f32 ones: all first ones, all second ones."""
+    loaded = _load(builder, address, _BITS32)
+    first = builder.shl(loaded, ir.Constant(_BITS32, [16] * LANES))
+    second = builder.and_(loaded, ir.Constant(_BITS32, [-1 << 16] * LANES))
+    return builder.bitcast(first, _VECTOR), builder.bitcast(second, _VECTOR)
 
 
 def _store(builder: ir.IRBuilder, address: Any, vector: Any) -> None:
@@ -125,7 +130,34 @@ def from_index(context, first):
 @intrinsic
 def load(context, address):
     """(int64) -> vector: sixteen f32 values."""
-    return _vector(types.int64), lambda _, builder, __, given: _load(builder, given[0], is_wide=True)
+    return _vector(types.int64), lambda _, builder, __, given: _load(builder, given[0])
+
+
+@intrinsic
+def load_bf16(context, address):
+    """(int64) -> vector: sixteen bf16 values, the upper halves of f32 ones."""
+
+    def generate(_, builder, __, given):
+        bits = builder.zext(_load(builder, given[0], _BITS16, align=2), _BITS32)
+        return builder.bitcast(builder.shl(bits, ir.Constant(_BITS32, [16] * LANES)), _VECTOR)
+
+    return _vector(types.int64), generate
+
+
+@intrinsic
+def store_bf16(context, address, vector):
+    """(int64, vector): sixteen values written as bf16, rounded to the nearest, ties to even; none may be NaN."""
+
+    def generate(context, builder, _, given):
+        address, vector = given
+        bits, sixteen, one = builder.bitcast(vector, _BITS32), *(ir.Constant(_BITS32, [n] * LANES) for n in (16, 1))
+        is_odd = builder.and_(builder.lshr(bits, sixteen), one)
+        rounded = builder.add(builder.add(bits, ir.Constant(_BITS32, [0x7FFF] * LANES)), is_odd)
+        half = builder.trunc(builder.lshr(rounded, sixteen), _BITS16)
+        builder.store(half, builder.inttoptr(address, _BITS16.as_pointer())).align = 2
+        return context.get_dummy_value()
+
+    return types.void(types.int64, _vector), generate
 
 
 @intrinsic
@@ -246,7 +278,7 @@ def greatest_lane(context, vector):
     return types.float32(_vector), generate
 
 
-def product_of_rows(rows: int, *, is_wide: bool, is_added: bool) -> Any:
+def product_of_rows(rows: int, *, of_pairs: bool, is_added: bool) -> Any:
     """Makes a function that multiplies a few rows with a matrix, all sums held in registers.
 
     The function takes addresses and distances in bytes, all int64: `left`, `left_row` (from a row to the next),
@@ -256,30 +288,35 @@ def product_of_rows(rows: int, *, is_wide: bool, is_added: bool) -> Any:
 
     Args:
         rows: On the left.
-        is_wide: Whether the matrix has f32 values, or bf16 ones.
+        of_pairs: Whether the matrix has bf16 values, of two rows side by side ([pairs, columns, 2]), which count as one
+            row of it; or f32 ones.
         is_added: Whether products are added to what is there.
     """
 
     def accumulate(builder: ir.IRBuilder, given: Any) -> None:
         left, left_row, first, second, right_row, depth, out_first, out_second, out_row = given
-        index = depth.type
+        width = 2 if of_pairs else 1
+
+        def word(number: int) -> ir.Constant:
+            return ir.Constant(depth.type, number)
+
         outs = [
-            builder.add(out, builder.mul(out_row, ir.Constant(index, row)))
-            for row in range(rows)
-            for out in (out_first, out_second)
+            builder.add(out, builder.mul(out_row, word(row))) for row in range(rows) for out in (out_first, out_second)
         ]
         sums = [cgutils.alloca_once(builder, _VECTOR) for _ in outs]
         for total, out in zip(sums, outs, strict=True):
-            builder.store(_load(builder, out, is_wide=True) if is_added else _constant(0.0), total)
+            builder.store(_load(builder, out) if is_added else _constant(0.0), total)
         with cgutils.for_range(builder, depth) as loop:
             below = builder.mul(loop.index, right_row)
-            columns = [_load(builder, builder.add(each, below), is_wide=is_wide) for each in (first, second)]
-            across = builder.add(left, builder.mul(loop.index, ir.Constant(index, 4)))
+            at = [builder.add(each, below) for each in (first, second)]
+            columns = [_pairs(builder, each) if of_pairs else (_load(builder, each),) for each in at]
+            across = builder.add(left, builder.mul(loop.index, word(4 * width)))
             for row in range(rows):
-                address = builder.add(across, builder.mul(left_row, ir.Constant(index, row)))
-                factor = _splat(builder, builder.load(builder.inttoptr(address, _F32.as_pointer())))
-                for total, column in zip(sums[2 * row : 2 * row + 2], columns, strict=True):
-                    builder.store(_call(builder, "fma", factor, column, builder.load(total)), total)
+                for step in range(width):
+                    address = builder.add(across, builder.add(builder.mul(left_row, word(row)), word(4 * step)))
+                    factor = _splat(builder, builder.load(builder.inttoptr(address, _F32.as_pointer())))
+                    for total, column in zip(sums[2 * row : 2 * row + 2], columns, strict=True):
+                        builder.store(_call(builder, "fma", factor, column[step], builder.load(total)), total)
         for total, out in zip(sums, outs, strict=True):
             _store(builder, out, builder.load(total))
 
