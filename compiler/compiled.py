@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import numba
+from numba.extending import intrinsic
 
-__all__ = ["compiled", "compiled_for_c"]
+__all__ = ["compiled", "compiled_for_c", "instruction"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -32,3 +33,12 @@ def compiled_for_c(signature: Any, function: Callable[..., Any]) -> Any:
         return numba.cfunc(signature, cache=True)(function)
     except RuntimeError:
         return numba.cfunc(signature)(function)
+
+
+def instruction(typed: Callable[..., Any]) -> Any:
+    """Makes an operation for compiled code that LLVM knows and Python does not.
+
+    Args:
+        typed: Takes numba's context and the operands' types; returns a signature and what generates the code.
+    """
+    return intrinsic(typed)

@@ -1,13 +1,14 @@
-"""Attention over a paged KV pool, as it runs on CPU targets in the place of the named ops.
+"""Attention over a paged KV pool, as it runs in the place of the named ops.
 
-It goes through the context in chunks of a fixed number of tokens with a running softmax, and ends at the longest
-sequence of the step: its cost follows what is in the cache, and its temporaries never grow with the context. Every row
-of a product is computed alike whatever shares the step, so that an answer does not depend on the batch or on how a
-prompt is cut: rows are padded to 8, chunks begin at multiples of their size, and one after a row's last adds zero.
+On a CPU it is a kernel of our own (`kernels/`). Elsewhere, and for what the kernel does not take, it goes through the
+context in chunks of a fixed number of tokens with a running softmax, and ends at the longest sequence of the step: its
+cost follows what is in the cache, and its temporaries never grow with the context. Every row of a product is computed
+alike whatever shares the step, so that an answer does not depend on the batch or on how a prompt is cut: rows are
+padded to 8, chunks begin at multiples of their size, and one after a row's last adds zero.
 
-What the layout of a pool is chosen for: the tokens of one head in a block are one run of memory, which XLA gathers as
-a row, and a chunk of a head is what the library's products want as an operand. With tokens outside heads, it copies
-every chunk once more and computes the products one by one.
+What the layout of a pool is chosen for there: the tokens of one head in a block are one run of memory, which XLA
+gathers as a row, and a chunk of a head is what the library's products want as an operand. With tokens outside heads, it
+copies every chunk once more and computes the products one by one.
 """
 
 from __future__ import annotations
@@ -178,8 +179,9 @@ def attention(
     operands = (query, key, value, view.pool, view.tables, start)
 
     def by_kernel(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):
-        new = (_stored(each, view.dtype, pool.dtype) for each in (query, key, value))
-        out, pool = paged_attention(*new, pool, tables, start, slopes, next(iter(sinks), None), **options)
+        query_bits, key, value = (_stored(each, view.dtype, pool.dtype) for each in (query, key, value))
+        sink = next(iter(sinks), None)
+        out, pool = paged_attention(query_bits, key, value, pool, tables, start, slopes, sink, **options)
         return out.astype(query.dtype), pool
 
     def by_chunks(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+from ..compiled import instruction
 
 __all__ = [
     "allocate",
@@ -34,7 +35,7 @@ allocate = types.ExternalFunction("malloc", types.int64(types.int64))
 free = types.ExternalFunction("free", types.void(types.int64))
 
 
-@intrinsic
+@instruction
 def _pointer(context, address):
     return types.voidptr(types.int64), lambda _, builder, __, given: builder.inttoptr(given[0], cgutils.voidptr_t)
 
@@ -53,13 +54,13 @@ def _loaded(builder: ir.IRBuilder, address: Any, kind: ir.Type) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()))
 
 
-@intrinsic
+@instruction
 def load_int64(context, address):
     """(int64) -> int64."""
     return types.int64(types.int64), lambda _, builder, __, given: _loaded(builder, given[0], _INT64)
 
 
-@intrinsic
+@instruction
 def load_int32(context, address):
     """(int64) -> int64: an int32, extended."""
 
@@ -69,13 +70,13 @@ def load_int32(context, address):
     return types.int64(types.int64), generate
 
 
-@intrinsic
+@instruction
 def load_scalar(context, address):
     """(int64) -> f32."""
     return types.float32(types.int64), lambda _, builder, __, given: _loaded(builder, given[0], ir.FloatType())
 
 
-@intrinsic
+@instruction
 def store_scalar(context, address, value):
     """(int64, f32)."""
 
@@ -86,7 +87,7 @@ def store_scalar(context, address, value):
     return types.void(types.int64, types.float32), generate
 
 
-@intrinsic
+@instruction
 def store_int64(context, address, value):
     """(int64, int64)."""
 
@@ -100,7 +101,7 @@ def store_int64(context, address, value):
 def copy_scalar(num_bits: int) -> Any:
     """Makes a function that takes two addresses and copies a scalar of so many bits from the first to the second."""
 
-    @intrinsic
+    @instruction
     def copy(context, source, destination):
         def generate(context, builder, _, given):
             kind = ir.IntType(num_bits)
@@ -112,7 +113,7 @@ def copy_scalar(num_bits: int) -> Any:
     return copy
 
 
-@intrinsic
+@instruction
 def fetch_and_add(context, address, amount):
     """(int64, int64) -> int64: what was there before; no other thread comes between."""
 
@@ -122,7 +123,7 @@ def fetch_and_add(context, address, amount):
     return types.int64(types.int64, types.int64), generate
 
 
-@intrinsic
+@instruction
 def call(context, function, argument):
     """(int64, int64) -> int64: calls the function at an address with one word and returns the word that it gives."""
 
@@ -136,7 +137,7 @@ def call(context, function, argument):
 def function_address(symbol: str) -> Any:
     """Makes a function that returns the address of what is known to LLVM by a symbol."""
 
-    @intrinsic
+    @instruction
     def address(context):
         def generate(_, builder, __, ___):
             kind = ir.FunctionType(ir.VoidType(), [_INT64])
@@ -150,7 +151,7 @@ def function_address(symbol: str) -> Any:
 def text_address(text: str) -> Any:
     """Makes a function that returns the address of a text that ends in a zero."""
 
-    @intrinsic
+    @instruction
     def address(context):
         def generate(context, builder, _, __):
             return builder.ptrtoint(context.insert_const_string(builder.module, text), _INT64)

@@ -67,18 +67,18 @@ def _is(buffer, kind, rank):
     found = buffer_at(buffer)
     if found.kind != kind or found.rank != rank:
         return False
+    smallest = 1
     for dimension in range(rank):
-        if size_of(buffer, dimension) < 1:
-            return False
-    return True
+        smallest = min(smallest, size_of(buffer, dimension))
+    return smallest == 1
 
 
 @njit(nogil=True)
-def _are_alike(frame, first, second, rank):
+def _are_alike(first, second, rank):
+    num_alike = 0
     for dimension in range(rank):
-        if size_of(first, dimension) != size_of(second, dimension):
-            return False
-    return True
+        num_alike += size_of(first, dimension) == size_of(second, dimension)
+    return num_alike == rank
 
 
 @njit(nogil=True)
@@ -117,9 +117,9 @@ def _has_shapes(frame):
         and size_of(key, 0) == size_of(query, 0)
         and size_of(key, 1) == size_of(query, 1)
         and size_of(key, 3) == size
-        and _are_alike(frame, key, operand(frame, _VALUE), 4)
-        and _are_alike(frame, query, result(frame, _OUT), 4)
-        and _are_alike(frame, pool, result(frame, _EXTENDED), 5)
+        and _are_alike(key, operand(frame, _VALUE), 4)
+        and _are_alike(query, result(frame, _OUT), 4)
+        and _are_alike(pool, result(frame, _EXTENDED), 5)
         and size_of(pool, 1) == 2
         and size_of(pool, 2) == kv_heads
         and size_of(pool, 3) == BLOCK_TOKENS

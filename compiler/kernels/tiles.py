@@ -14,7 +14,8 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+from ..compiled import instruction
 
 __all__ = ["TILE_ROWS", "TILE_VALUES", "are_permitted", "for_context", "for_size", "release", "scores", "weighted_sums"]
 
@@ -69,7 +70,7 @@ def _move(builder: ir.IRBuilder, name: str, tile: int, address: Any, row: Any) -
 def _configuring(left_bytes: int, right_rows: int) -> Any:
     data = _configuration(left_bytes, right_rows)
 
-    @intrinsic
+    @instruction
     def configure(context):
         def generate(context, builder, _, __):
             _call(builder, "ldtilecfg", builder.bitcast(context.insert_const_bytes(builder.module, data), _POINTER))
@@ -84,7 +85,7 @@ for_size = _configuring(_ROW_BYTES, TILE_ROWS)  # products along the size of a h
 for_context = _configuring(_ROW_BYTES // 2, TILE_ROWS // 2)  # products along the tokens of a block
 
 
-@intrinsic
+@instruction
 def release(context):
     """(): gives the registers back."""
 
@@ -118,7 +119,7 @@ def scores(groups: int) -> Any:
         groups: Of 16 rows, 1 or 2.
     """
 
-    @intrinsic
+    @instruction
     def product(context, queries, query_row, first, second, steps, out, out_row):
         def generate(context, builder, _, given):
             queries, query_row, first, second, steps, out, out_row = given
@@ -153,7 +154,7 @@ def weighted_sums(groups: int) -> Any:
         groups: Of 16 rows, 1 or 2.
     """
 
-    @intrinsic
+    @instruction
     def product(context, weights, weight_row, blocks, offset, value_row, num_blocks, out, out_row):
         def generate(context, builder, _, given):
             weights, weight_row, blocks, offset, value_row, num_blocks, out, out_row = given

@@ -15,7 +15,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
+
+from ..compiled import instruction
 
 __all__ = [
     "COLUMNS",
@@ -83,7 +85,7 @@ def _call(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
 
 def _load(builder: ir.IRBuilder, address: Any, kind: ir.Type = _VECTOR, *, align: int = 4) -> Any:
     loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    loaded.align = align
+    loaded.align = align  # pyright: ignore[reportAttributeAccessIssue]
     return loaded
 
 
@@ -96,7 +98,8 @@ def _pairs(builder: ir.IRBuilder, address: Any) -> tuple[Any, Any]:
 
 
 def _store(builder: ir.IRBuilder, address: Any, vector: Any) -> None:
-    builder.store(vector, builder.inttoptr(address, _VECTOR.as_pointer())).align = 4
+    stored = builder.store(vector, builder.inttoptr(address, _VECTOR.as_pointer()))
+    stored.align = 4  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _reduced(builder: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
@@ -109,13 +112,13 @@ def _reduced(builder: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], A
     return builder.extract_element(vector, ir.Constant(_INT32, 0))
 
 
-@intrinsic
+@instruction
 def broadcast(context, scalar):
     """(f32) -> vector: the scalar in each lane."""
     return _vector(types.float32), lambda _, builder, __, given: _splat(builder, given[0])
 
 
-@intrinsic
+@instruction
 def from_index(context, first):
     """(int64) -> vector: first, first + 1, ... as f32."""
 
@@ -127,13 +130,13 @@ def from_index(context, first):
     return _vector(types.int64), generate
 
 
-@intrinsic
+@instruction
 def load(context, address):
     """(int64) -> vector: sixteen f32 values."""
     return _vector(types.int64), lambda _, builder, __, given: _load(builder, given[0])
 
 
-@intrinsic
+@instruction
 def load_bf16(context, address):
     """(int64) -> vector: sixteen bf16 values, the upper halves of f32 ones."""
 
@@ -144,7 +147,7 @@ def load_bf16(context, address):
     return _vector(types.int64), generate
 
 
-@intrinsic
+@instruction
 def store_bf16(context, address, vector):
     """(int64, vector): sixteen values written as bf16, rounded to the nearest, ties to even; none may be NaN."""
 
@@ -160,7 +163,7 @@ def store_bf16(context, address, vector):
     return types.void(types.int64, _vector), generate
 
 
-@intrinsic
+@instruction
 def store(context, address, vector):
     """(int64, vector): sixteen f32 values written."""
 
@@ -171,7 +174,7 @@ def store(context, address, vector):
     return types.void(types.int64, _vector), generate
 
 
-@intrinsic
+@instruction
 def prefetch(context, address):
     """(int64): has the line at an address fetched into the caches."""
 
@@ -187,37 +190,37 @@ def prefetch(context, address):
     return types.void(types.int64), generate
 
 
-@intrinsic
+@instruction
 def add(context, left, right):
     """(vector, vector) -> vector: sums."""
     return _vector(_vector, _vector), lambda _, builder, __, given: builder.fadd(*given)
 
 
-@intrinsic
+@instruction
 def subtract(context, left, right):
     """(vector, vector) -> vector: differences."""
     return _vector(_vector, _vector), lambda _, builder, __, given: builder.fsub(*given)
 
 
-@intrinsic
+@instruction
 def multiply(context, left, right):
     """(vector, vector) -> vector: products."""
     return _vector(_vector, _vector), lambda _, builder, __, given: builder.fmul(*given)
 
 
-@intrinsic
+@instruction
 def divide(context, left, right):
     """(vector, vector) -> vector: quotients."""
     return _vector(_vector, _vector), lambda _, builder, __, given: builder.fdiv(*given)
 
 
-@intrinsic
+@instruction
 def maximum(context, left, right):
     """(vector, vector) -> vector: the greater ones."""
     return _vector(_vector, _vector), lambda _, builder, __, given: _call(builder, "maxnum", *given)
 
 
-@intrinsic
+@instruction
 def keep_lanes(context, vector, begin, end, other):
     """(vector, int64, int64, f32) -> vector: lanes begin ... end - 1 of it, `other` elsewhere."""
 
@@ -231,7 +234,7 @@ def keep_lanes(context, vector, begin, end, other):
     return _vector(_vector, types.int64, types.int64, types.float32), generate
 
 
-@intrinsic
+@instruction
 def exponential(context, vector):
     """(vector) -> vector: e to each power, within 2 units in the last place; zero below -87, e to 88 above 88."""
     logarithm_high, logarithm_low = 0.693359375, -2.12194440e-4  # of 2: the first times any exponent is exact
@@ -254,7 +257,7 @@ def exponential(context, vector):
     return _vector(_vector), generate
 
 
-@intrinsic
+@instruction
 def first_lane(context, vector):
     """(vector) -> f32."""
     return types.float32(_vector), lambda _, builder, __, given: builder.extract_element(
@@ -262,13 +265,13 @@ def first_lane(context, vector):
     )
 
 
-@intrinsic
+@instruction
 def sum_of_lanes(context, vector):
     """(vector) -> f32."""
     return types.float32(_vector), lambda _, builder, __, given: _reduced(builder, given[0], builder.fadd)
 
 
-@intrinsic
+@instruction
 def greatest_lane(context, vector):
     """(vector) -> f32."""
 
@@ -320,7 +323,7 @@ def product_of_rows(rows: int, *, of_pairs: bool, is_added: bool) -> Any:
         for total, out in zip(sums, outs, strict=True):
             _store(builder, out, builder.load(total))
 
-    @intrinsic
+    @instruction
     def product(context, left, left_row, first, second, right_row, depth, out_first, out_second, out_row):
         def generate(context, builder, _, given):
             accumulate(builder, given)

@@ -13,6 +13,7 @@ from ...compiled import compiled
 
 __all__ = ["Memory", "Pairs", "improve", "improve_pairs", "pass_messages", "round_messages"]
 
+
 class Pairs(NamedTuple):
     """Nodes and edges."""
 
