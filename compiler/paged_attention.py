@@ -13,8 +13,10 @@ copies every chunk once more and computes the products one by one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,26 +176,55 @@ def attention(
     plain sums, which depend on the number of rows.
     """
     assert same_view is view
-    slopes = _own_slopes(query.shape[2], head_axes) if alibi else None
-    options = {"scale": scale, "window": window, "cap": cap}
-    operands = (query, key, value, view.pool, view.tables, start)
+    out, pool = _attention(
+        *(query, key, value, view.pool, view.tables, start, *sinks),
+        dtype=view.dtype,
+        options=_Options(scale, window, cap, alibi, head_axes, sum_rows),
+    )
+    extended = PagedView(pool, view.tables, view.dtype)
+    return out, extended, extended
+
+
+class _Options(NamedTuple):
+    """What all layers of a model, or all of a kind, have in common."""
+
+    scale: float
+    window: int
+    cap: float
+    alibi: bool
+    head_axes: tuple[str, ...]
+    sum_rows: Callable[[Array], Array]
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "options"))
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    pool: Array,
+    tables: Array,
+    start: Array,
+    *sinks: Array,
+    dtype: str,
+    options: _Options,
+) -> tuple[Array, Array]:
+    """Returns the heads' outputs and the extended pool; a program has this function once, not in each layer."""
+    slopes = _own_slopes(query.shape[2], options.head_axes) if options.alibi else None
 
     def by_kernel(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):
-        query_bits, key, value = (_stored(each, view.dtype, pool.dtype) for each in (query, key, value))
+        query_bits, key, value = (_stored(each, dtype, pool.dtype) for each in (query, key, value))
+        shape = {"scale": options.scale, "window": options.window, "cap": options.cap}
         sink = next(iter(sinks), None)
-        out, pool = paged_attention(query_bits, key, value, pool, tables, start, slopes, sink, **options)
+        out, pool = paged_attention(query_bits, key, value, pool, tables, start, slopes, sink, **shape)
         return out.astype(query.dtype), pool
 
     def by_chunks(query: Array, key: Array, value: Array, pool: Array, tables: Array, start: Array):
-        view_of = PagedView(pool, tables, view.dtype)
-        return _by_chunks(query, key, value, view_of, start, slopes, sinks, sum_rows=sum_rows, **options)
+        return _by_chunks(query, key, value, PagedView(pool, tables, dtype), start, slopes, sinks, options)
 
-    if supports_paged_attention(query.shape[-1], view.pool.dtype):
-        out, pool = jax.lax.platform_dependent(*operands, cpu=by_kernel, default=by_chunks)
-    else:
-        out, pool = by_chunks(*operands)
-    extended = PagedView(pool, view.tables, view.dtype)
-    return out, extended, extended
+    operands = (query, key, value, pool, tables, start)
+    if supports_paged_attention(query.shape[-1], pool.dtype):
+        return jax.lax.platform_dependent(*operands, cpu=by_kernel, default=by_chunks)
+    return by_chunks(*operands)
 
 
 def _by_chunks(
@@ -204,11 +235,7 @@ def _by_chunks(
     start: Array,
     slopes: Array | None,
     sinks: Sequence[Array],
-    *,
-    scale: float,
-    window: int,
-    cap: float,
-    sum_rows: Callable[[Array], Array],
+    options: _Options,
 ) -> tuple[Array, Array]:
     """Attention in XLA's own operations; returns the heads' outputs and the extended pool."""
     heads, kv_heads = query.shape[2], key.shape[2]
@@ -225,11 +252,11 @@ def _by_chunks(
             _to_rows(query, kv_heads),
             _row_positions(positions, heads // kv_heads),
             extended,
-            scale,
-            window=window,
-            cap=cap,
+            options.scale,
+            window=options.window,
+            cap=options.cap,
             slopes=None if of_heads[0] is None else of_heads[0][..., None],
-            sum_rows=sum_rows,
+            sum_rows=options.sum_rows,
         )
         first = None if of_heads[1] is None else jnp.broadcast_to(of_heads[1], rows.queries.shape[:-1])
         return _from_rows(rows.attend(first), (batch, new, heads)).astype(query.dtype)
