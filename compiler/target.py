@@ -148,8 +148,8 @@ class Serving:
     sequence_seconds: float = 0.0  # of each token that a step draws: the draw, and the token's way out
     request_seconds: float = 0.0  # of a request: until the scheduler has it, and until its client has the first token
     pool_bytes_per_s: float | None = None  # at which the KV pool of a model that comes to hbm is cleared; None: at once
-    save_bytes_per_s: float | None = None  # at which KV blocks are copied to ddr at most; None: as the link has it
-    load_bytes_per_s: float | None = None  # at which they are copied back at most
+    save_seconds: float = 0.0  # of a group of KV blocks that is copied to ddr, at least; the link may take longer
+    load_seconds: float = 0.0  # of one that is copied back
     evict_seconds: float = 0.0  # of the engine's thread, to drop a model
     reading_seconds: float = 0.0  # likewise, to read which arrays are alive
     programs: dict[str, ProgramSeconds] = field(default_factory=dict[str, ProgramSeconds])  # by model/configuration

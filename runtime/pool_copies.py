@@ -21,11 +21,11 @@ from ..compiler.kv_pool import pool_dtype, pool_shape
 from ..compiler.target import Link
 from ..models.config import DecoderConfig
 
-__all__ = ["PoolCopier", "SavedBlock"]
+__all__ = ["GROUP_BLOCKS", "PoolCopier", "SavedBlock"]
 
 SavedBlock: TypeAlias = tuple[np.ndarray, ...]  # of each layer: [block tokens, *entry]
 
-_GROUP_BLOCKS = 8
+GROUP_BLOCKS = 8  # a group takes as long, however many of its blocks are wanted
 
 
 class PoolCopier:
@@ -44,11 +44,11 @@ class PoolCopier:
         self._link = link
         shape, dtype = pool_shape(entry.config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
         pools = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for sharding in shardings]
-        rows = [jax.ShapeDtypeStruct((_GROUP_BLOCKS, *shape[1:]), dtype, sharding=sharding) for sharding in shardings]
+        rows = [jax.ShapeDtypeStruct((GROUP_BLOCKS, *shape[1:]), dtype, sharding=sharding) for sharding in shardings]
         stages = itertools.groupby(range(len(pools)), lambda layer: frozenset(shardings[layer].device_set))
         layers = [list(group) for _, group in stages]
         self._stages = [slice(group[0], group[-1] + 1) for group in layers]
-        blocks = jax.ShapeDtypeStruct((_GROUP_BLOCKS,), np.int32)
+        blocks = jax.ShapeDtypeStruct((GROUP_BLOCKS,), np.int32)
         self._copy = [_compiled(_copied, pools[stage], blocks, blocks) for stage in self._stages]
         with_ddr = self._stages if link is not None else []
         self._read = [_compiled(_rows, pools[stage], blocks) for stage in with_ddr]
@@ -94,7 +94,7 @@ class PoolCopier:
         for group in _groups(list(zip(blocks, contents, strict=True))):
             ids = self._ids(block for block, _ in group)
             values = [content for _, content in group]
-            values += values[:1] * (_GROUP_BLOCKS - len(group))
+            values += values[:1] * (GROUP_BLOCKS - len(group))
             rows = [np.stack(layer) for layer in zip(*values, strict=True)]
             for stage, program in zip(self._stages, self._write, strict=True):
                 pools[stage] = program(pools[stage], ids, rows[stage])
@@ -102,7 +102,7 @@ class PoolCopier:
         self._keep_pace(began, num_bytes)
 
     def _ids(self, blocks: Iterable[int]) -> np.ndarray:
-        ids = np.full(_GROUP_BLOCKS, self._num_blocks, np.int32)
+        ids = np.full(GROUP_BLOCKS, self._num_blocks, np.int32)
         listed = list(blocks)
         ids[: len(listed)] = listed
         return ids
@@ -133,5 +133,5 @@ def _written(pools: list[jax.Array], blocks: jax.Array, rows: list[jax.Array]) -
 
 
 def _groups(items: Sequence) -> Iterator[Sequence]:
-    for first in range(0, len(items), _GROUP_BLOCKS):
-        yield items[first : first + _GROUP_BLOCKS]
+    for first in range(0, len(items), GROUP_BLOCKS):
+        yield items[first : first + GROUP_BLOCKS]

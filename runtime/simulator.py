@@ -50,6 +50,7 @@ from .events import (
     Verify,
 )
 from .memory_use import READING_INTERVAL_SECONDS
+from .pool_copies import GROUP_BLOCKS
 from .scheduler import Scheduler
 from .simulation.costs import StepCost, measured_costs, serving_of
 
@@ -174,9 +175,9 @@ class SimExecutor:
     def copy_blocks(self, action: SaveBlocks | LoadBlocks) -> tuple[float, Event]:
         """Returns how many seconds a copy of KV blocks takes, either way, and the event that ends it."""
         link, serving = self._target.link("ddr", "hbm"), self._serving
-        rate = serving.save_bytes_per_s if isinstance(action, SaveBlocks) else serving.load_bytes_per_s
+        a_group = serving.save_seconds if isinstance(action, SaveBlocks) else serving.load_seconds
         seconds = link.latency_seconds + action.num_bytes / link.bandwidth_bytes_per_s
-        seconds = max(seconds, action.num_bytes / rate if rate else 0.0)
+        seconds = max(seconds, a_group * math.ceil(len(action.copies) / GROUP_BLOCKS))
         if self._is_broken(action):
             return seconds, StepFailed(action.step_id, f"copy {action.step_id} of {action.model} was made to fail")
         return seconds, StepDone(action.step_id)

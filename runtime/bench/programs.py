@@ -37,6 +37,7 @@ from ..events import (
     Verify,
 )
 from ..executor import JaxExecutor
+from ..pool_copies import GROUP_BLOCKS
 from ..tiers import TransferRecord
 
 __all__ = ["ProgramTimes", "measure_programs"]
@@ -45,7 +46,6 @@ _GREEDY = Sampling(0.0, 1.0, 0)
 _NUM_ROUNDS = 3
 _MOST_RUNS = 7  # of a step in a round
 _ENOUGH_SECONDS = 0.2  # of them
-_COPIED_BLOCKS = 32  # at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class ProgramTimes:
 
     programs: dict[str, ProgramSeconds]  # by model/configuration
     pool_bytes_per_s: float | None  # None: no model has a KV pool
-    save_bytes_per_s: float | None  # None: none has, or there is no ddr
-    load_bytes_per_s: float | None
+    save_seconds: float  # of a group of KV blocks; 0: no model has a pool, or there is no ddr
+    load_seconds: float
     evict_seconds: float
     reading_seconds: float
 
@@ -105,8 +105,8 @@ class _Measuring:
         self._is_known: set[str] = set()  # models that have been in hbm
         self._seconds: defaultdict[tuple[str, Configuration, int], list[float]] = defaultdict(list)  # by first token
         self._pools: list[tuple[int, float]] = []  # (bytes, bytes a second at which they were cleared)
-        self._saves: list[float] = []  # bytes a second
-        self._loads: list[float] = []  # likewise
+        self._saves: list[float] = []  # seconds
+        self._loads: list[float] = []  # seconds
         self._evictions: list[float] = []  # seconds
         self._readings: list[float] = []  # seconds
 
@@ -149,8 +149,8 @@ class _Measuring:
         return ProgramTimes(
             programs,
             max(self._pools)[1] if self._pools else None,
-            statistics.median(self._saves) if self._saves else None,
-            statistics.median(self._loads) if self._loads else None,
+            statistics.median(self._saves) if self._saves else 0.0,
+            statistics.median(self._loads) if self._loads else 0.0,
             statistics.median(self._evictions),
             statistics.median(self._readings),
         )
@@ -172,13 +172,13 @@ class _Measuring:
         return moved.record
 
     def _copy_blocks(self, entry: ModelEntry, num_blocks: int, *, counts: bool) -> None:
-        pairs = tuple((index, index) for index in range(min(num_blocks, _COPIED_BLOCKS)))
+        pairs = tuple((index, index) for index in range(min(num_blocks, GROUP_BLOCKS)))
         num_bytes = len(pairs) * max(share.kv_bytes for share in entry.shares) // num_blocks
         save, load = SaveBlocks(1, entry.name, pairs, num_bytes), LoadBlocks(1, entry.name, pairs, num_bytes)
-        for copy, rates in ((save, self._saves), (load, self._loads)):
+        for copy, found in ((save, self._saves), (load, self._loads)):
             seconds = self._timed(lambda copy=copy: self._executor.run(copy))
             if counts:
-                rates.append(num_bytes / seconds)
+                found.append(seconds)
         self._executor.drop_blocks(DropBlocks(tuple(range(len(pairs)))))
 
     @staticmethod

@@ -56,7 +56,8 @@ def test_a_bundle_s_programs_and_its_serving_are_in_the_target(plait, tiny_bundl
     serving = target.serving
     assert serving is not None
     assert serving.request_seconds > 0
-    assert None not in (serving.pool_bytes_per_s, serving.save_bytes_per_s, serving.load_bytes_per_s)
+    assert serving.pool_bytes_per_s is not None
+    assert min(serving.save_seconds, serving.load_seconds) > 0
     assert serving.evict_seconds > 0
     assert serving.reading_seconds > 0
     programs = {

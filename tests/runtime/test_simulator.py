@@ -132,14 +132,15 @@ def test_the_pool_of_a_model_that_comes_to_hbm_is_cleared():
     assert seconds == pytest.approx(link.latency_seconds + 0.1 + 20 / 100)
 
 
-def test_copies_of_blocks_are_no_faster_than_measured():
+def test_copies_of_blocks_are_no_faster_than_measured_and_go_in_groups():
     link = target().link("ddr", "hbm")
     at_link = link.latency_seconds + 100 / link.bandwidth_bytes_per_s
-    for rate, seconds in ((None, at_link), (1e9, at_link), (50.0, 2.0)):
-        machine = replace(target(), serving=Serving(save_bytes_per_s=rate))
+    for a_group, count, seconds in ((0.0, 1, at_link), (1e-9, 1, at_link), (2.0, 1, 2.0), (2.0, 8, 2.0), (2.0, 9, 4.0)):
+        machine = replace(target(), serving=Serving(save_seconds=a_group))
         executor = SimExecutor([decoder()], machine, draw=1)
-        assert executor.copy_blocks(SaveBlocks(1, "chat", ((0, 0),), 100))[0] == pytest.approx(seconds)
-        assert executor.copy_blocks(LoadBlocks(1, "chat", ((0, 0),), 100))[0] == pytest.approx(at_link)
+        blocks = tuple((index, index) for index in range(count))
+        assert executor.copy_blocks(SaveBlocks(1, "chat", blocks, 100))[0] == pytest.approx(seconds)
+        assert executor.copy_blocks(LoadBlocks(1, "chat", blocks, 100))[0] == pytest.approx(at_link)
 
 
 def test_what_the_engine_does_when_models_come_and_go_takes_time():
