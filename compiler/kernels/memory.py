@@ -23,6 +23,7 @@ __all__ = [
     "load_int32",
     "load_int64",
     "load_scalar",
+    "load_shared",
     "record_reader",
     "store_int64",
     "store_scalar",
@@ -121,6 +122,16 @@ def fetch_and_add(context, address, amount):
         return builder.atomic_rmw("add", builder.inttoptr(given[0], _INT64.as_pointer()), given[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), generate
+
+
+@instruction
+def load_shared(context, address):
+    """(int64) -> int64: what other threads count there; what they wrote before they counted is seen afterwards."""
+
+    def generate(_, builder, __, given):
+        return builder.load_atomic(builder.inttoptr(given[0], _INT64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), generate
 
 
 @instruction

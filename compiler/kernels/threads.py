@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from .call_frame import api_at, frame_at
-from .memory import allocate, call, fetch_and_add, free, load_int64, record_reader
+from .memory import allocate, call, fetch_and_add, free, load_int64, load_shared, record_reader
 
 __all__ = ["SHARED_FIELDS", "share", "taking_part"]
 
@@ -96,6 +96,6 @@ def share(frame, job, part):
     if record.num_units > 1:
         _ask_for_help(frame, job, part)
     call(part, job)
-    while fetch_and_add(job + _DONE, 0) < record.num_units:
+    while load_shared(job + _DONE) < record.num_units:
         pass
     _leave(job)
