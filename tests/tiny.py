@@ -126,7 +126,7 @@ def build_tiny_bundle(directory: Path, *, target: str = "cpu-tiered", hbm: str |
         "models": {
             "chat": {"source": "llama-0", "aliases": ["assistant"], **decoder},
             "other": {"source": "llama-1", **decoder},
-            "embed": {"source": "bert", "sequence": 64, "batch": 8},
+            "embed": {"source": "bert", "sequence": 64, "batch": 4},
         },
     }
     return build_bundle(BundleSpec.model_validate(spec), directory / "tiny.plait", base=directory).path
