@@ -22,7 +22,7 @@ __all__ = ["BLOCK_TOKENS", "Configuration", "Phase", "configurations", "ladder"]
 Phase: TypeAlias = Literal["prefill", "decode", "verify", "embed", "train"]
 
 BLOCK_TOKENS = 16  # tokens of one KV block
-PREFILL_CHUNKS = (16, 64, 128, 256)  # new tokens of a prefill step; a longer prompt takes several
+PREFILL_CHUNKS = (16, 64, 128, 256, 512)  # new tokens of a prefill step; a longer prompt takes several
 _MIN_EMBED_TOKENS = 32
 _MAX_EMBED_STEP_TOKENS = 1024  # of all sequences: more in one step only costs memory, and makes others wait
 

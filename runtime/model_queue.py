@@ -37,6 +37,7 @@ class ModelQueue:
     _chosen: dict[tuple[Phase, int, int], Configuration | None] = field(
         default_factory=dict[tuple[Phase, int, int], "Configuration | None"]
     )  # what `smallest` has said: asked at every step
+    _planned: dict[int, tuple[float, Configuration]] = field(default_factory=dict[int, "tuple[float, Configuration]"])
 
     @staticmethod
     def of(entry: ModelEntry, *, kv_bytes_per_s: float | None) -> ModelQueue:
@@ -83,6 +84,28 @@ class ModelQueue:
             fitting = (c for c in self._of_phase(phase) if c.batch >= batch and c.new_tokens >= new_tokens)
             self._chosen[asked] = min(fitting, key=lambda c: (c.batch * c.new_tokens, c.batch), default=None)
         return self._chosen[asked]
+
+    def next_chunk(self, num_tokens: int) -> Configuration:
+        """Returns the step to begin with so that a prompt of so many tokens takes the least time.
+
+        A step that is not full takes as long as a full one: a little more than a step holds is two steps.
+        """
+        return self._quickest(min(num_tokens, self.longest("prefill").new_tokens))[1]
+
+    def _quickest(self, num_tokens: int) -> tuple[float, Configuration]:
+        """Returns how long a prompt of no more tokens than a step can have takes, and the first of its steps."""
+        if num_tokens not in self._planned:
+            steps = sorted(self._of_phase("prefill"), key=lambda c: -c.batch)
+            sizes = {c.new_tokens: c for c in steps}  # each in the smallest batch
+            covering = min((size for size in sizes if size >= num_tokens), default=0)
+            ways = [
+                (self.step_seconds(c) + (self._quickest(num_tokens - size)[0] if size < num_tokens else 0.0), -size, c)
+                for size, c in sizes.items()
+                if size < num_tokens or size == covering
+            ]
+            seconds, _, chosen = min(ways, key=lambda way: way[:2])
+            self._planned[num_tokens] = (seconds, chosen)
+        return self._planned[num_tokens]
 
     def longest(self, phase: Phase) -> Configuration:
         """Returns the configuration with the most new tokens."""

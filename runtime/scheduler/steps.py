@@ -133,7 +133,11 @@ class StepPlanner:
             return load
         jobs = self._fitting(queue, [first, *(job for job in short if job is not first)] if first in short else [first])
         wanted = min(limit, max(job.num_pending for job in jobs))
-        configuration = queue.smallest("prefill", batch=len(jobs), new_tokens=wanted) or queue.longest("prefill")
+        if len(jobs) > 1:
+            configuration = queue.smallest("prefill", batch=len(jobs), new_tokens=wanted)
+            assert configuration is not None, jobs
+        else:
+            configuration = queue.next_chunk(wanted)
         sizes = tuple(min(job.num_pending, configuration.new_tokens, limit) for job in jobs)
         entries = tuple(job.entry(size) for job, size in zip(jobs, sizes, strict=True))
         step_id = self._state.issue(queue, jobs, "prefill", sizes, now)
