@@ -190,28 +190,17 @@ def prefetch(context, address):
     return types.void(types.int64), generate
 
 
-@instruction
-def add(context, left, right):
-    """(vector, vector) -> vector: sums."""
-    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fadd(*given)
+def _lane_by_lane(operation: str) -> Any:
+    """Makes a function of two vectors: (vector, vector) -> vector."""
+
+    @instruction
+    def apply(context, left, right):
+        return _vector(_vector, _vector), lambda _, builder, __, given: getattr(builder, operation)(*given)
+
+    return apply
 
 
-@instruction
-def subtract(context, left, right):
-    """(vector, vector) -> vector: differences."""
-    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fsub(*given)
-
-
-@instruction
-def multiply(context, left, right):
-    """(vector, vector) -> vector: products."""
-    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fmul(*given)
-
-
-@instruction
-def divide(context, left, right):
-    """(vector, vector) -> vector: quotients."""
-    return _vector(_vector, _vector), lambda _, builder, __, given: builder.fdiv(*given)
+add, subtract, multiply, divide = (_lane_by_lane(operation) for operation in ("fadd", "fsub", "fmul", "fdiv"))
 
 
 @instruction
