@@ -50,7 +50,6 @@ _MOST_EXPONENT = 88.0
 _F32, _INT16, _INT32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 _VECTOR, _BITS16, _BITS32 = (ir.VectorType(each, LANES) for each in (_F32, _INT16, _INT32))
 _UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
-_Generated = Callable[[Any, ir.IRBuilder, Any, Any], Any]
 
 
 class _VectorType(types.Type):
