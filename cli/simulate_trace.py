@@ -71,12 +71,6 @@ _DdrBytes: TypeAlias = Annotated[str | None, typer.Option(metavar="BYTES", help=
 _Link: TypeAlias = Annotated[
     str | None, typer.Option(metavar="BYTES", help="Bytes a second from ddr to hbm, e.g. 25GB, for the target's.")
 ]
-_DecodeSteps: TypeAlias = Annotated[
-    int,
-    typer.Option(
-        "--decode-steps", min=1, metavar="N", help="Between two decisions, if nothing comes; above 1 is coarser."
-    ),
-]
 _QueueTimeout: TypeAlias = Annotated[
     float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
 ]
@@ -109,7 +103,6 @@ def trace(
     hbm: HbmBytes = None,
     ddr: _DdrBytes = None,
     link: _Link = None,
-    decode_steps: _DecodeSteps = 1,
     queue_timeout: _QueueTimeout = None,
     prefill_tokens: _PrefillTokens = None,
     warm_up: _WarmUp = False,
@@ -144,7 +137,6 @@ def trace(
         machine,
         asked,
         perfetto,
-        decode_steps=decode_steps,
         prefill_tokens=prefill_tokens,
         queue_timeout_seconds=queue_timeout,
         warm_up=models if warm_up else (),
@@ -163,7 +155,6 @@ def _replayed(
     asked: Sequence[Arrival],
     perfetto: Path | None,
     *,
-    decode_steps: int,
     prefill_tokens: int | None,
     queue_timeout_seconds: float | None,
     warm_up: Sequence[str],
@@ -177,7 +168,6 @@ def _replayed(
         replayed = replay(
             machine,
             asked,
-            decode_steps=decode_steps,
             prefill_tokens=prefill_tokens,
             queue_timeout_seconds=queue_timeout_seconds,
             warm_up=warm_up,

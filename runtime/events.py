@@ -208,9 +208,11 @@ class Checked:
     message: str  # what is wrong with it; "" if nothing is
 
 
-@dataclass(frozen=True)
-class StepDone:
-    """A step, or a copy in the place of one, has ended; `tokens` holds those drawn for each entry, if it has any."""
+class StepDone(NamedTuple):
+    """A step, or a copy in the place of one, has ended; `tokens` holds those drawn for each entry, if it has any.
+
+    A tuple, as the steps of decoders are: they are made in less time, and there are many.
+    """
 
     step_id: int
     tokens: tuple[tuple[int, ...], ...] = ()
@@ -290,8 +292,7 @@ class EmbedEntry:
     tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Prefill:
+class Prefill(NamedTuple):
     """Compute a chunk of a prompt."""
 
     step_id: int
@@ -300,8 +301,7 @@ class Prefill:
     entries: tuple[SequenceEntry, ...]
 
 
-@dataclass(frozen=True)
-class Decode:
+class Decode(NamedTuple):
     """Compute the next tokens of several sequences: `max_steps` each, or fewer if one of them ends before."""
 
     step_id: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .events import EmbedWork, GenerateWork, Request, SequenceEntry, TierName, Timing, UnloadWork
+from .events import EmbedWork, GenerateWork, Request, Sampling, SequenceEntry, TierName, Timing, UnloadWork
 from .kv_cache import chain_digests, root_digest
 
 __all__ = ["EmbedJob", "GenerateJob", "Job", "LoadJob", "UnloadJob", "job_of"]
@@ -44,10 +44,11 @@ class Job:
         return Timing(self.arrived_at, self.started_at, self.switch_seconds)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class GenerateJob(Job):
     """An answer under way: its tokens, and how many of them have keys and values in the cache."""
 
+    sampling: Sampling
     tokens: list[int] = field(default_factory=list[int])  # of the prompt, then of the answer
     num_prompt: int = 0
     max_tokens: int = 0
@@ -69,14 +70,15 @@ class GenerateJob(Job):
         """Returns the job of a new request."""
         prompt = list(work.prompt)
         return GenerateJob(
-            request, order, now, tokens=prompt, num_prompt=len(prompt), max_tokens=work.max_tokens, salt=work.salt
+            request,
+            order,
+            now,
+            sampling=work.sampling,
+            tokens=prompt,
+            num_prompt=len(prompt),
+            max_tokens=work.max_tokens,
+            salt=work.salt,
         )
-
-    @property
-    def work(self) -> GenerateWork:
-        """What was asked for."""
-        assert isinstance(self.request.work, GenerateWork)
-        return self.request.work
 
     @property
     def num_generated(self) -> int:
@@ -115,6 +117,7 @@ class GenerateJob(Job):
             self.request,
             self.order,
             self.arrived_at,
+            sampling=self.sampling,
             tokens=self.tokens,
             num_prompt=self.num_prompt,
             max_tokens=self.max_tokens,
@@ -147,18 +150,27 @@ class GenerateJob(Job):
         self.num_accepted += num_accepted
         self._timing = None
 
+    def next_entry(self) -> SequenceEntry:
+        """Returns the part in a step of a job that decodes: `entry(1)`, in less time."""
+        sampling, tokens, start = self.sampling, self.tokens, self.num_computed
+        context = tuple(tokens) if sampling.uses_context else ()
+        num_generated = start + 1 - self.num_prompt
+        return SequenceEntry(
+            self.request.id, (tokens[start],), start, tuple(self.blocks), sampling, num_generated, context
+        )
+
     def entry(self, num_tokens: int) -> SequenceEntry:
         """Returns the job's part of a step that computes its next tokens; after the last of all one is drawn."""
-        sampling, start = self.work.sampling, self.num_computed
-        draws = start + num_tokens == len(self.tokens)
+        sampling, tokens, start = self.sampling, self.tokens, self.num_computed
+        draws = start + num_tokens == len(tokens)
         return SequenceEntry(
-            request_id=self.request.id,
-            tokens=tuple(self.tokens[start : start + num_tokens]),
-            start=start,
-            blocks=tuple(self.blocks),
-            sampling=sampling if draws else None,
-            num_generated=len(self.tokens) - self.num_prompt,
-            context=tuple(self.tokens) if draws and sampling.uses_context else (),
+            self.request.id,
+            tuple(tokens[start : start + num_tokens]),
+            start,
+            tuple(self.blocks),
+            sampling if draws else None,
+            len(tokens) - self.num_prompt,
+            tuple(tokens) if draws and sampling.uses_context else (),
         )
 
 

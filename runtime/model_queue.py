@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..compiler.bundle.manifest import ModelEntry, ProgramEntry
 from ..compiler.configuration import Configuration, Phase
@@ -37,6 +38,7 @@ class ModelQueue:
     _chosen: dict[tuple[Phase, int, int], Configuration | None] = field(
         default_factory=dict[tuple[Phase, int, int], "Configuration | None"]
     )  # what `smallest` has said: asked at every step
+    _longest: dict[Phase, Configuration] = field(default_factory=dict[Phase, Configuration])  # likewise
     _planned: dict[int, tuple[float, Configuration]] = field(default_factory=dict[int, "tuple[float, Configuration]"])
 
     @staticmethod
@@ -92,15 +94,19 @@ class ModelQueue:
         """
         return self._quickest(min(num_tokens, self.longest("prefill").new_tokens))[1]
 
+    @cached_property
+    def _chunks(self) -> list[tuple[int, float, Configuration]]:
+        """Tokens of the prefill steps there are, and how long each takes in the smallest batch."""
+        steps = sorted(self._of_phase("prefill"), key=lambda c: -c.batch)
+        return [(size, self.step_seconds(c), c) for size, c in {c.new_tokens: c for c in steps}.items()]
+
     def _quickest(self, num_tokens: int) -> tuple[float, Configuration]:
         """Returns how long a prompt of no more tokens than a step can have takes, and the first of its steps."""
         if num_tokens not in self._planned:
-            steps = sorted(self._of_phase("prefill"), key=lambda c: -c.batch)
-            sizes = {c.new_tokens: c for c in steps}  # each in the smallest batch
-            covering = min((size for size in sizes if size >= num_tokens), default=0)
+            covering = min((size for size, _, _ in self._chunks if size >= num_tokens), default=0)
             ways = [
-                (self.step_seconds(c) + (self._quickest(num_tokens - size)[0] if size < num_tokens else 0.0), -size, c)
-                for size, c in sizes.items()
+                (seconds + (self._quickest(num_tokens - size)[0] if size < num_tokens else 0.0), -size, c)
+                for size, seconds, c in self._chunks
                 if size < num_tokens or size == covering
             ]
             seconds, _, chosen = min(ways, key=lambda way: way[:2])
@@ -109,7 +115,9 @@ class ModelQueue:
 
     def longest(self, phase: Phase) -> Configuration:
         """Returns the configuration with the most new tokens."""
-        return max(self._of_phase(phase), key=lambda c: c.new_tokens)
+        if phase not in self._longest:
+            self._longest[phase] = max(self._of_phase(phase), key=lambda c: c.new_tokens)
+        return self._longest[phase]
 
     def _of_phase(self, phase: Phase) -> Iterator[Configuration]:
         return (program.configuration for program in self.entry.programs if program.configuration.phase == phase)

@@ -89,7 +89,7 @@ class SimExecutor:
         draw: Draw | int,
         acceptance: float = 0.7,
         step_cost: StepCost | None = None,
-        is_broken: Callable[[Step | SaveBlocks | LoadBlocks | Transfer], bool] = lambda _: False,
+        is_broken: Callable[[Step | SaveBlocks | LoadBlocks | Transfer], bool] | None = None,
     ) -> None:
         self._ends = {entry.name: frozenset(entry.eos_token_ids) for entry in models}
         self.step_cost = step_cost or measured_costs(models, target)
@@ -116,27 +116,25 @@ class SimExecutor:
             step: Several decode steps in one action end early with the one during which something else happens.
             within_seconds: When that is.
         """
-        seconds, event = self._run(step, within_seconds)
+        cost, reading_seconds = self.step_cost(step), 0.0
         if self._is_reading:
-            self._is_reading = False
-            seconds += self._serving.reading_seconds
-        return seconds, event
-
-    def _run(self, step: Step, within_seconds: float) -> tuple[float, Event]:
-        cost = self.step_cost(step)
-        if self._is_broken(step):
-            return cost.first, StepFailed(step.step_id, f"step {step.step_id} of {step.model} was made to fail")
+            self._is_reading, reading_seconds = False, self._serving.reading_seconds
+        if self._is_broken is not None and self._is_broken(step):
+            failed = StepFailed(step.step_id, f"step {step.step_id} of {step.model} was made to fail")
+            return cost.first + reading_seconds, failed
+        tokens: tuple[tuple[int, ...], ...] = ()
+        seconds = cost.first
         match step:
             case Decode():
-                drawn = self._decode(step, cost.steps_within(within_seconds, step.max_steps))
-                return cost.total(len(drawn[0])), StepDone(step.step_id, drawn)
-            case Verify():
-                return cost.first, StepDone(step.step_id, self._verify(step))
+                tokens = self._decode(step, cost.steps_within(within_seconds, step.max_steps))
+                seconds = cost.total(len(tokens[0]))
             case Prefill():
-                tokens = tuple(() if e.sampling is None else (self._drawn(step.model, e, 0),) for e in step.entries)
-                return cost.first, StepDone(step.step_id, tokens)
+                tokens = tuple([() if e.sampling is None else (self._drawn(step.model, e, 0),) for e in step.entries])
+            case Verify():
+                tokens = self._verify(step)
             case Embed():
-                return cost.first, StepDone(step.step_id)
+                pass
+        return seconds + reading_seconds, StepDone(step.step_id, tokens)
 
     def evict(self) -> float:
         """Returns how long the engine takes to drop a model."""
@@ -153,7 +151,7 @@ class SimExecutor:
         if transfer.destination == "hbm":
             seconds += self._pool_seconds[transfer.model]
         transfer_id = transfer.transfer_id
-        if self._is_broken(transfer):
+        if self._is_broken is not None and self._is_broken(transfer):
             return [(seconds, TransferFailed(transfer_id, f"the transfer of {transfer.model} was made to fail"))]
         # Of its chunks, the scheduler needs to know when all but the last one have arrived.
         before_last = max(0, math.ceil(transfer.num_bytes / transfer.chunk_bytes) - 1) * transfer.chunk_bytes
@@ -178,7 +176,7 @@ class SimExecutor:
         a_group = serving.save_seconds if isinstance(action, SaveBlocks) else serving.load_seconds
         seconds = link.latency_seconds + action.num_bytes / link.bandwidth_bytes_per_s
         seconds = max(seconds, a_group * math.ceil(len(action.copies) / GROUP_BLOCKS))
-        if self._is_broken(action):
+        if self._is_broken is not None and self._is_broken(action):
             return seconds, StepFailed(action.step_id, f"copy {action.step_id} of {action.model} was made to fail")
         return seconds, StepDone(action.step_id)
 
@@ -258,15 +256,22 @@ class Simulation:
         agenda = self._agenda
         while agenda and agenda[0][0] <= until_seconds:
             at, _, event = heapq.heappop(agenda)
-            if isinstance(event, TransferProgressed | TransferEnd) and not self._is_under_way(event):
-                continue
-            self.now = max(at, self._free_at)
-            if isinstance(event, Arrival | Check):
-                self._executor.expect(event.request)
-            if isinstance(event, TransferDone):
-                self._executor.take_over(self.now)
-            self._observe(self.now, event)
-            self._carry_out(self._scheduler.handle(event, self.now))
+            now = max(at, self._free_at)
+            match event:
+                case StepDone():
+                    pass  # as most are
+                case TransferProgressed() | TransferDone() | TransferCancelled() | TransferFailed():
+                    if not self._is_under_way(event):
+                        continue
+                    if isinstance(event, TransferDone):
+                        self._executor.take_over(now)
+                case Arrival(request) | Check(request):
+                    self._executor.expect(request)
+                case _:
+                    pass
+            self.now = now
+            self._observe(now, event)
+            self._carry_out(self._scheduler.handle(event, now))
 
     def _is_under_way(self, event: TransferProgressed | TransferEnd) -> bool:
         """Whether a transfer has not ended before; of a cancelled one the first end is the one that counts."""

@@ -135,6 +135,8 @@ class Moves:
         return self._barrier
 
     def _first_held(self) -> Job | None:
+        if self._residency.are_all_hot:
+            return None
         is_hot = self._residency.is_hot
         waiting = [queue for queue in self._state.queues.values() if queue.waiting]
         held = [queue.waiting[0] for queue in waiting if not is_hot(queue.entry.name)]
@@ -178,17 +180,16 @@ class Moves:
 
     def _next_warmed(self) -> str | None:
         """Returns a cold model that ddr has room for."""
-        return next(
-            (
-                name
-                for name in (self._residency.cold if self._residency.is_tiered else ())
-                if name not in self._broken | self._unloaded and self._residency.has_room(name, "ddr")
-            ),
-            None,
-        )
+        cold = self._residency.cold if self._residency.is_tiered else ()
+        if not cold:
+            return None
+        away = self._broken | self._unloaded
+        return next((name for name in cold if name not in away and self._residency.has_room(name, "ddr")), None)
 
     def _fetch_draft(self, now: float) -> list[Action]:
         """Brings the draft of a model that answers closer, where that takes no room from what anybody asks for."""
+        if self._residency.are_all_hot:
+            return []
         for draft in self._missing_drafts():
             if draft not in self._broken | self._unloaded and (actions := self._move(draft, self._is_unused, now)):
                 return actions

@@ -25,7 +25,6 @@ from ..events import (
     EmbedWork,
     Event,
     GenerateWork,
-    LoadBlocks,
     Reply,
     Request,
     Routed,
@@ -68,7 +67,7 @@ class Scheduler:
         budget: Bytes that each tier may hold.
         tiered: Whether ddr is a tier between disk and hbm.
         queue_timeout_seconds: How long a request may wait for its first step; None for ever.
-        decode_steps: Most tokens that one decode action draws for each sequence.
+        decode_steps: Most tokens that one decode action draws for each sequence, where nothing else is to be decided.
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; None: as the programs have.
         workflows: Cycles of models that are asked for one after the other, by name or alias.
         routes: Names for models that can stand for each other.
@@ -215,49 +214,62 @@ class Scheduler:
         waited = f"waited {self._queue_timeout_seconds} s for its first step"
         yield Reply(job.id, failure="timeout", message=f"the request {waited}, the longest this server lets one wait")
 
-    def _step_done(self, step_id: int, tokens: tuple[tuple[int, ...], ...], now: float) -> Iterator[Action]:
+    def _step_done(self, step_id: int, tokens: tuple[tuple[int, ...], ...], now: float) -> list[Action]:
         step = self._take_step(step_id)
-        if isinstance(step.copy, SaveBlocks):
-            return
         if step.is_for_target:
             self._speculation.prefilled(step)
-            return
+            return []
+        if isinstance(step.copy, SaveBlocks):
+            return []
+        if step.queue.pool is None:
+            return [*self._embedded(step)]
+        replies: list[Action] = []
         for index, job in enumerate(step.jobs):
-            if isinstance(job, EmbedJob):
-                job.num_done += 1
-            if job.request.id not in self._state.jobs:
+            assert isinstance(job, GenerateJob), job
+            if job.is_cancelled:
+                self._state.forget(job)
+            elif step.copy is not None:
+                self._copies.loaded(step.queue, job, len(step.copy.copies))
+            elif (reply := self._generated(step, index, job, tokens[index])) is not None:
+                replies.append(reply)
+        return replies
+
+    def _embedded(self, step: StepInFlight) -> Iterator[Reply]:
+        for job in step.jobs:
+            assert isinstance(job, EmbedJob), job
+            job.num_done += 1
+            if job.id not in self._state.jobs:
                 continue  # cancelled, seen already as the job of an earlier entry
             if job.is_cancelled:
                 self._state.forget(job)
-            elif isinstance(job, GenerateJob):
-                if isinstance(step.copy, LoadBlocks):
-                    self._copies.loaded(step.queue, job, len(step.copy.copies))
-                else:
-                    job.num_computed += step.num_tokens[index] + max(0, len(tokens[index]) - 1)
-                    self._speculation.verified(step, index, job, len(tokens[index]))
-                    reply = self._generated(step.queue, job, tokens[index])
-                    if reply is not None:
-                        yield reply
-            elif isinstance(job, EmbedJob) and job.num_done == len(job.sequences):
+            elif job.num_done == len(job.sequences):
                 self._state.forget(job)
                 yield Reply(job.id, finish_reason="stop", timing=job.timing())
 
-    def _generated(self, queue: ModelQueue, job: GenerateJob, drawn: tuple[int, ...]) -> Reply | None:
-        fresh = job.work.sampling.before_end(drawn, queue.entry.eos_token_ids)
+    def _generated(self, step: StepInFlight, index: int, job: GenerateJob, drawn: tuple[int, ...]) -> Reply | None:
+        """Takes in what a step has computed of a job and drawn for it; carried out for every token."""
+        queue, pool = step.queue, step.queue.pool
+        assert pool is not None, queue.entry.name
+        fresh = job.sampling.before_end(drawn, queue.entry.eos_token_ids)
+        num_drawn, num_fresh = len(drawn), len(fresh)
+        job.num_computed += step.num_tokens[index] + (num_drawn - 1 if num_drawn else 0)
+        if step.num_proposed:
+            self._speculation.verified(step, index, job, num_drawn)
         job.tokens += fresh
+        if job.num_computed // pool.block_tokens > job.num_indexed:  # few tokens fill a block
+            index_blocks(pool, job)
+        if job.draft is not None:
+            self._speculation.index(job)
+        queue.shares.charge(job.request.client, num_fresh)
         reason: FinishReason | None = None
-        if len(fresh) < len(drawn):
+        if num_fresh < num_drawn:
             reason = "stop"
-        elif job.num_generated >= job.max_tokens:
+        elif len(job.tokens) >= job.num_prompt + job.max_tokens:
             reason = "length"
-        assert queue.pool is not None, queue.entry.name
-        index_blocks(queue.pool, job)
-        self._speculation.index(job)
-        queue.shares.charge(job.request.client, len(fresh))
+        elif not fresh:
+            return None  # of a prompt whose rest follows
         if reason is not None:
             self._state.forget(job)
-        if reason is None and not fresh:
-            return None  # of a prompt whose rest follows
         return Reply(job.request.id, fresh, reason, timing=job.timing())
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:

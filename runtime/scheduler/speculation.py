@@ -157,7 +157,7 @@ class Speculation:
 
     def verified(self, step: StepInFlight, index: int, job: GenerateJob, num_drawn: int) -> None:
         """Records what came of a job's proposals; its drawn tokens are not among its tokens yet."""
-        num_proposed = step.num_proposed[index] if step.num_proposed else 0
+        num_proposed = step.num_proposed[index]
         if not num_proposed:
             return
         num_accepted = num_drawn - 1
@@ -179,8 +179,8 @@ class Speculation:
 
     def index(self, job: GenerateJob) -> None:
         """Lets others find the blocks that a draft has filled for a job."""
-        if job.draft is not None:
-            self._index(self._pairs[job.request.model].draft, job.draft)
+        assert job.draft is not None, job.id
+        self._index(self._pairs[job.request.model].draft, job.draft)
 
     def failed(self, step: StepInFlight) -> None:
         """Gives up a draft after a step of it has failed: it may have lost its pool."""
@@ -240,7 +240,7 @@ def _is_worth(job: GenerateJob, num_tokens: int) -> bool:
     Nor where an answer is constrained: a draft would lead the constraint's parser astray.
     """
     is_near_end = job.max_tokens - job.num_generated <= num_tokens
-    return job.num_generated > 0 and not is_near_end and job.work.sampling.constraint is None
+    return job.num_generated > 0 and not is_near_end and job.sampling.constraint is None
 
 
 def _draft_configurations(

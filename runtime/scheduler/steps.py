@@ -28,7 +28,7 @@ class StepPlanner:
         state: The scheduler's memory.
         copies: Of blocks to and from ddr, which take the place of a step.
         speculation: What draft models compute.
-        decode_steps: Most tokens that one decode action draws for each sequence.
+        decode_steps: Most tokens that one decode action draws for each sequence, where nothing else is to be decided.
         prefill_tokens: Most tokens of a chunk while answers are being generated; None for no limit.
     """
 
@@ -66,32 +66,32 @@ class StepPlanner:
     def _generate(self, queue: ModelQueue, now: float) -> list[Action]:
         pool = queue.pool
         assert pool is not None, queue.entry.name
-        for job in queue.running:
-            if not job.is_decoding:
-                catch_up(pool, job)
-        decoding = [job for job in queue.running if job.is_decoding]
+        prompts = [job for job in queue.running if not job.is_decoding]
+        for job in prompts:
+            catch_up(pool, job)
+        decoding = [job for job in queue.running if job.is_decoding] if prompts else queue.running.copy()
         behind = self._speculation.behind(queue, decoding)
         has_chunks = bool(behind) or len(decoding) < len(queue.running)
         if decoding and (queue.last_phase == "prefill" or not has_chunks):
-            copy = self._make_room(queue, decoding)
+            copy, ready = self._make_room(queue, decoding)
             if copy:
                 return copy
-            ready = [job for job in decoding if job in queue.running]
             if ready:
                 return [self._speculation.verify(queue, ready, now) or self._decode(queue, ready, now)]
         # Where all that decoded were preempted, an older prompt has their blocks: it is still there.
-        prompts = sorted((job for job in queue.running if not job.is_decoding), key=order_of)
+        prompts = sorted([job for job in queue.running if not job.is_decoding], key=order_of)
         return self._prefill(queue, prompts, now) if prompts else [self._speculation.prefill(behind[0], now)]
 
-    def _make_room(self, queue: ModelQueue, decoding: Sequence[GenerateJob]) -> list[Action]:
+    def _make_room(self, queue: ModelQueue, decoding: list[GenerateJob]) -> tuple[list[Action], list[GenerateJob]]:
         """Gets decoding jobs blocks for their next token; the youngest give theirs back if need be.
 
         Returns:
-            The copy that has to come first, if the next one to be preempted is to be saved.
+            The copy that has to come first, if the next one to be preempted is to be saved; the jobs that still run.
         """
         assert queue.pool is not None, queue.entry.name
         size = queue.pool.block_tokens
         short = [job for job in decoding if len(job.tokens) > len(job.blocks) * size]
+        num_running = len(queue.running)
         for job in sorted(short, key=order_of):
             while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
                 if self._state.take_back_blocks(queue.entry.name):
@@ -99,22 +99,30 @@ class StepPlanner:
                 youngest = max(queue.running, key=order_of)
                 copy = self._copies.save_of(queue, youngest)
                 if copy:
-                    return copy
+                    return copy, []
                 self._state.preempt(queue, youngest)
-        return []
+        return [], decoding if num_running == len(queue.running) else [job for job in decoding if job in queue.running]
 
     def _decode(self, queue: ModelQueue, jobs: list[GenerateJob], now: float) -> Decode:
         assert queue.pool is not None, queue.entry.name
-        max_steps = self._decode_steps
-        if max_steps > 1:
+        max_steps = 1
+        if self._decode_steps > 1 and self._is_alone(queue):
             size = queue.pool.block_tokens
             remaining = min([job.num_prompt + job.max_tokens - len(job.tokens) for job in jobs])
             room = min([len(job.blocks) * size - job.num_computed for job in jobs])
-            max_steps = min(max_steps, remaining, room)
+            max_steps = min(self._decode_steps, remaining, room)
         configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
-        entries = tuple(job.entry(1) for job in jobs)
+        entries = tuple([job.next_entry() for job in jobs])
         step_id = self._state.issue(queue, jobs, "decode", (1,) * len(jobs), now)
         return Decode(step_id, queue.entry.name, configuration, entries, max_steps)
+
+    def _is_alone(self, queue: ModelQueue) -> bool:
+        """Whether nothing but the answers of one model is to be decided about until something comes."""
+        state = self._state
+        if state.transfer is not None or not state.residency.are_all_hot:  # what is fetched ahead depends on the time
+            return False
+        is_answering = all(job.is_decoding for job in queue.running)
+        return is_answering and all(other is queue or not other.is_busy for other in state.queues.values())
 
     def _prefill(self, queue: ModelQueue, prompts: list[GenerateJob], now: float) -> list[Action]:
         """Returns a chunk, or the copy from ddr of what would be in it.

@@ -7,8 +7,7 @@ the step. The host's constants are the target's (`Serving`): so much for each st
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ...compiler.bundle.manifest import ModelEntry
 from ...compiler.configuration import Configuration
@@ -18,8 +17,7 @@ from ..events import Decode, Embed, Step, Verify
 __all__ = ["StepCost", "StepSeconds", "measured_costs", "serving_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class StepSeconds:
+class StepSeconds(NamedTuple):
     """Time of a step; of several decode steps in one action each takes `growth` more than the one before."""
 
     first: float
@@ -31,7 +29,7 @@ class StepSeconds:
 
     def steps_within(self, seconds: float, most: int) -> int:
         """Returns how many steps it takes to reach a moment, at most `most`; the last one may end after it."""
-        if seconds >= self.total(most):
+        if most == 1 or seconds >= self.total(most):
             return most
         count = 1
         while self.total(count) < seconds:

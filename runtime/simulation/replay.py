@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ...compiler.bundle.manifest import ModelEntry
 from ..bench.arrivals import Arrival as Asked
@@ -53,6 +54,7 @@ _TOKEN = 1  # that is always drawn
 _GREEDY = Sampling(0.0, 1.0, 0, ignores_eos=True)  # answers are as long as the trace says
 _FIRST_BLOCK = 2  # tokens of a piece of a prompt; below are those of prompts that have nothing in common
 _WARM_UP = (1, 2)  # tokens in and out
+_DECODE_STEPS = 64  # that are one event at most
 
 
 @dataclass
@@ -93,7 +95,7 @@ def replay(
     machine: Machine,
     asked: Sequence[Asked],
     *,
-    decode_steps: int = 1,
+    decode_steps: int = _DECODE_STEPS,
     prefill_tokens: int | None = None,
     queue_timeout_seconds: float | None = None,
     warm_up: Sequence[str] = (),
@@ -105,7 +107,7 @@ def replay(
     Args:
         machine: Where.
         asked: The trace, in the order of time, of models of the machine by name, alias or route.
-        decode_steps: Most tokens of an answer between two decisions of the scheduler; a server decides after each.
+        decode_steps: Most decode steps that are one event, where they are all that could happen.
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; as the programs by default.
         queue_timeout_seconds: How long a request may wait for its first step; for ever by default.
         warm_up: Models that are asked once before, one after the other.
@@ -159,7 +161,8 @@ class _Replay:
         self._ids = itertools.count(1)
         self._clients: dict[int, _Client] = {}
         self._outcomes: list[Outcome] = []
-        self._steps: dict[int, tuple[Step, float]] = {}  # by id, with when they began
+        self._step: tuple[Step, float] | None = None  # under way, with when it began
+        self._drawn_at: Sequence[float] = ()  # when the decode steps ended that were the last event
         self._transfer: Transfer | None = None  # the latest
         self._energy = 0.0  # above idling, of the steps so far
         self._found = Replayed(Run((), 0))
@@ -218,8 +221,9 @@ class _Replay:
             case Reply():
                 self._reply(item, now)
             case Prefill() | Decode() | Verify() | Embed():
-                self._steps[item.step_id] = item, now
-                self._begin_step(item)
+                self._step = item, now
+                if not isinstance(item, Decode):
+                    self._begin_step(item)
             case StepDone() | StepFailed():
                 self._end_step(item, now)
             case Arrival(request):
@@ -246,9 +250,7 @@ class _Replay:
         if name in self._scheduler.queues:
             self._found.arrivals[self._scheduler.residency.residency(name)] += 1
 
-    def _begin_step(self, step: Step) -> None:
-        if isinstance(step, Decode):
-            return
+    def _begin_step(self, step: Prefill | Verify | Embed) -> None:
         for entry in step.entries:
             client = self._clients[entry.request_id]
             if not client.has_begun and isinstance(step, Prefill):
@@ -257,11 +259,17 @@ class _Replay:
                 self._found.cached_tokens += entry.start  # type: ignore[union-attr]
 
     def _end_step(self, item: StepDone | StepFailed, now: float) -> None:
-        if item.step_id not in self._steps:
+        if self._step is None:
             return  # a copy of KV blocks
-        step, began = self._steps.pop(item.step_id)
-        is_decode = isinstance(step, Decode) and isinstance(item, StepDone)
-        self._found.num_steps[step.configuration.phase] += len(item.tokens[0]) if is_decode else 1  # type: ignore[union-attr]
+        step, began = self._step
+        self._step = None
+        num_steps = len(item.tokens[0]) if isinstance(step, Decode) and isinstance(item, StepDone) else 1
+        if num_steps > 1:
+            cost = self._machine.step_cost(step)
+            self._drawn_at = [*(began + cost.total(count) for count in range(1, num_steps)), now]
+        else:
+            self._drawn_at = ()
+        self._found.num_steps[step.configuration.phase] += num_steps
         self._found.busy_seconds += now - began
         if self._machine.step_watts is not None:
             self._energy += (now - began) * self._machine.step_watts(step)
@@ -269,12 +277,13 @@ class _Replay:
     def _reply(self, reply: Reply, now: float) -> None:
         client = self._clients[reply.request_id]
         if num_fresh := len(reply.tokens):
-            if client.first_token_at is None:
-                client.first_token_at = now
-                num_gaps, since = num_fresh - 1, now
+            since = client.last_token_at
+            if self._drawn_at:
+                client.gaps += [at - before for before, at in pairwise((since, *self._drawn_at))]
+            elif client.first_token_at is not None:
+                client.gaps += [(now - since) / num_fresh] * num_fresh
             else:
-                num_gaps, since = num_fresh, client.last_token_at
-            client.gaps += [(now - since) / num_gaps] * num_gaps if num_gaps else []
+                client.first_token_at = now
             client.last_token_at = now
             client.num_tokens += num_fresh
         if reply.finish_reason is not None or reply.failure is not None:

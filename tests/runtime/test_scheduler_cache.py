@@ -11,6 +11,7 @@ from test_scheduler import ONE, TWO, A, B, answers, begun, end_of, ends, entries
 from tiny_models import BLOCK_TOKENS, answer_of, decoder, generate, never_ends
 
 from plait.runtime.events import (
+    Arrival,
     CopyBlocks,
     Decode,
     DropBlocks,
@@ -145,10 +146,13 @@ def test_blocks_that_two_share_are_kept_when_one_leaves():
 def test_a_prompt_takes_what_another_has_computed_since_it_was_admitted():
     answering = generate(1, "a", prompt=(1, 2), max_tokens=14)
     answer = answer_of(answering, never_ends)[0]
-    arrivals = [(1.0, answering), (1.112, generate(2, "a", prompt=(1, 2, *answer[:12]), max_tokens=2))]
-    records = played([A], arrivals, hbm=ONE, draw_token=never_ends, prefill_tokens=1, decode_steps=4)
-    assert entries(records, 2)[0].start == 0
-    assert cached(records)[2] >= 4
+    follower = generate(2, "a", prompt=(1, 2, *answer[:12]), max_tokens=2)
+    others = [(1.105, generate(3, "a", prompt=6, max_tokens=1)), (1.105, follower)]  # the older prompt goes first
+    records = played([A], [(1.0, answering), *others], hbm=ONE, draw_token=never_ends, prefill_tokens=1)
+    admitted = [record.at_seconds for record in records if isinstance(record.item, Arrival)][2]
+    num_computed = max(e.start for r in records if r.at_seconds <= admitted for e in entries([r], 1))
+    assert num_computed < 4  # less than a block of what it will take
+    assert entries(records, 2)[0].start == cached(records)[2] == 8
 
 
 # Chunks

@@ -99,7 +99,7 @@ def test_what_comes_during_a_step_is_taken_in_when_it_has_ended():
 
 
 def test_several_decode_steps_end_with_the_one_during_which_somebody_comes():
-    arrivals = [(1.0, generate(1, prompt=4, max_tokens=8)), (1.35, embed(2))]
+    arrivals = [(0.5, embed(3)), (1.0, generate(1, prompt=4, max_tokens=8)), (1.35, embed(2))]  # all hot by then
     records = run([decoder(step_seconds=0.1), encoder()], arrivals, decode_steps=4, draw_token=never_ends)
     ends = [(r.at_seconds, len(r.item.tokens[0])) for r in records if isinstance(r.item, StepDone) and r.item.tokens]
     assert ends[1] == (pytest.approx(1.401), 2)

@@ -15,7 +15,7 @@ from plait.compiler.bundle.manifest import Route, TierBudget
 from plait.compiler.target import Link, Power, Serving
 from plait.runtime.bench.arrivals import Arrival as Asked
 from plait.runtime.bench.measures import Bound
-from plait.runtime.events import Prefill, Reply, Request, Transfer
+from plait.runtime.events import Decode, Prefill, Reply, Request, Transfer
 from plait.runtime.simulation.costs import measured_costs
 from plait.runtime.simulation.machine import Machine
 from plait.runtime.simulation.replay import replay
@@ -94,10 +94,26 @@ def test_a_request_is_late_by_what_the_host_takes_for_it() -> None:
 
 def test_tokens_of_one_action_come_at_the_pace_of_its_steps() -> None:
     asked = [Asked(0.0, "a", 4, 4)]
-    (alone,) = replay(machine(), asked, decode_steps=4).run.outcomes
-    (each,) = replay(machine(), asked).run.outcomes
+    (alone,) = replay(machine(), asked).run.outcomes
+    (each,) = replay(machine(), asked, decode_steps=1).run.outcomes
     assert alone.reply == replace(each.reply, gaps_seconds=alone.reply.gaps_seconds)
     assert alone.reply.gaps_seconds == pytest.approx(each.reply.gaps_seconds)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_trace_comes_to_the_same_whether_decode_steps_are_one_event_or_many(seed: int) -> None:
+    roomy, asked = replace(machine(), budget=TierBudget(1 << 30, 1 << 30)), trace(seed)
+    records: list[Record] = []
+    together = replay(roomy, asked, observe=lambda now, item: records.append(Record(now, item)))
+    apart = replay(roomy, asked, decode_steps=1)
+    num_actions = sum(isinstance(record.item, Decode) for record in records)
+    assert num_actions < apart.num_steps["decode"] == together.num_steps["decode"]
+    times = [
+        [(o.model, o.reply.ttft_seconds, *o.reply.gaps_seconds) for o in found.run.outcomes]
+        for found in (together, apart)
+    ]
+    assert [model for model, *_ in times[0]] == [model for model, *_ in times[1]]
+    assert [t for _, *some in times[0] for t in some] == pytest.approx([t for _, *some in times[1] for t in some])
 
 
 def test_what_prompts_share_is_found_in_the_cache() -> None:
