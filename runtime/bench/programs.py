@@ -3,7 +3,7 @@
 Each program runs with its shortest and its longest context on every row of its batch. What the executor does around a
 program (inputs, results, greedy draws) is in its time; scheduling, replies and HTTP are not. Models come and go
 meanwhile, and blocks of their KV pools are copied: what that takes is measured, too. All is measured in several rounds,
-so that a disturbance meets all programs alike, and medians are taken.
+so that a disturbance meets all programs alike, and medians are taken: of a program, of all models that have it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import TypeAlias
 
-from ...compiler.bundle.manifest import ModelEntry, ProgramEntry
+from ...compiler.bundle.manifest import Manifest, ModelEntry, ProgramEntry
 from ...compiler.bundle.reader import Bundle
 from ...compiler.configuration import Configuration
 from ...compiler.target import ProgramSeconds, Target
@@ -41,6 +42,10 @@ from ..pool_copies import GROUP_BLOCKS
 from ..tiers import TransferRecord
 
 __all__ = ["ProgramTimes", "measure_programs"]
+
+_Measured: TypeAlias = tuple[
+    tuple[str, ...], Configuration, int
+]  # digests of stages, shapes, tokens before a program's
 
 _GREEDY = Sampling(0.0, 1.0, 0)
 _NUM_ROUNDS = 3
@@ -82,7 +87,7 @@ def measure_programs(
     done = itertools.count(1)
     try:
         executor.load_programs(lambda done, total: None)
-        measuring = _Measuring(executor, models, is_tiered=target.kind == "tiered")
+        measuring = _Measuring(executor, bundle.manifest, is_tiered=target.kind == "tiered")
         for _ in range(_NUM_ROUNDS):
             for entry in models:
                 measuring.bring(entry)
@@ -98,12 +103,12 @@ def measure_programs(
 class _Measuring:
     """Carries steps and moves out and keeps what each took."""
 
-    def __init__(self, executor: JaxExecutor, models: Sequence[ModelEntry], *, is_tiered: bool) -> None:
+    def __init__(self, executor: JaxExecutor, manifest: Manifest, *, is_tiered: bool) -> None:
         self._executor = executor
-        self._models = models
+        self._manifest = manifest
         self._is_tiered = is_tiered
         self._is_known: set[str] = set()  # models that have been in hbm
-        self._seconds: defaultdict[tuple[str, Configuration, int], list[float]] = defaultdict(list)  # by first token
+        self._seconds: defaultdict[_Measured, list[float]] = defaultdict(list)
         self._pools: list[tuple[int, float]] = []  # (bytes, bytes a second at which they were cleared)
         self._saves: list[float] = []  # seconds
         self._loads: list[float] = []  # seconds
@@ -133,7 +138,7 @@ class _Measuring:
             seconds: list[float] = []
             while not seconds or (sum(seconds) < _ENOUGH_SECONDS and len(seconds) < _MOST_RUNS):
                 seconds.append(self._timed(lambda step=step: self._executor.run(step)))
-            self._seconds[entry.name, program.configuration, start] += seconds
+            self._seconds[self._digests(program), program.configuration, start] += seconds
 
     def drop(self, entry: ModelEntry) -> None:
         """Evicts a hot model."""
@@ -142,8 +147,8 @@ class _Measuring:
     def found(self) -> ProgramTimes:
         """Returns the medians."""
         programs = {
-            f"{entry.name}/{program.configuration.id}": self._program(entry, program.configuration)
-            for entry in self._models
+            f"{entry.name}/{program.configuration.id}": self._program(entry, program)
+            for entry in self._manifest.models
             for program in entry.programs
         }
         return ProgramTimes(
@@ -155,9 +160,13 @@ class _Measuring:
             statistics.median(self._readings),
         )
 
-    def _program(self, entry: ModelEntry, shapes: Configuration) -> ProgramSeconds:
+    def _digests(self, program: ProgramEntry) -> tuple[str, ...]:
+        return tuple(self._manifest.files[stage.file].sha256 for stage in program.stages)
+
+    def _program(self, entry: ModelEntry, program: ProgramEntry) -> ProgramSeconds:
+        digests, shapes = self._digests(program), program.configuration
         starts = _starts(entry, shapes)
-        short, *more = (statistics.median(self._seconds[entry.name, shapes, start]) for start in starts)
+        short, *more = (statistics.median(self._seconds[digests, shapes, start]) for start in starts)
         if not more:
             return ProgramSeconds(short)
         (long,) = more

@@ -108,6 +108,8 @@ class Speculation:
             if job.draft is None and not self._begin(pair, job):
                 break
             assert job.draft is not None, job.id
+            if not pair.draft.pool.extend(job.draft.blocks, len(job.tokens)):
+                continue  # the answer has outgrown what the draft has room for, while others have the rest
             catch_up(pair.draft.pool, job.draft)
             if job.draft.num_pending > _MOST_LACKING:
                 found.append(job)

@@ -67,6 +67,16 @@ def test_a_draft_that_never_agrees_is_given_up_and_tried_again():
     assert all(end_of(records, index).timing.accepted_tokens == 0 for index in range(40))  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("asked_at", [0.997, 0.998, 0.999])
+def test_a_draft_whose_pool_others_have_computes_no_more_than_it_has_blocks_for(asked_at: float):
+    target, draft = decoder("target", batch=1), decoder("drafts", num_blocks=4, batch=1, step_seconds=1e-3)
+    hot = [(0.5, generate(1, "drafts", prompt=1, max_tokens=1)), (0.5, generate(2, "target", prompt=1, max_tokens=1))]
+    of_draft = asked_at, generate(3, "drafts", prompt=1, max_tokens=8)  # takes 3 of 4 blocks
+    arrivals = [*hot, of_draft, (1.0, generate(4, "target", prompt=3, max_tokens=10))]
+    records = played([target, draft], (SpeculativePair("drafts", "target", 1),), arrivals)  # verified: fails else
+    assert len(of_kind(records, Verify)) > 0
+
+
 def test_a_draft_that_takes_as_long_as_its_target_is_not_asked():
     slow = replace(DRAFT, programs=TARGET.programs)
     records = played([TARGET, slow], arrivals=[(1.0, generate(1, "target", max_tokens=13))])
