@@ -129,8 +129,10 @@ def _strips(tensors: Mapping[str, Tensor], most_bytes: int, *, divides: bool) ->
 
 
 def _copy_strip(strip: _Strip, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray]) -> None:
+    from .streaming import copy_bytes  # once there is something to copy: it takes a while
+
     for name, begin, end in strip.parts:
-        np.copyto(_bytes_of(destination[name])[begin:end], _bytes_of(source[name])[begin:end])
+        copy_bytes(_bytes_of(destination[name])[begin:end], _bytes_of(source[name])[begin:end])
 
 
 def _is_flat(tensor: Tensor) -> bool:
