@@ -23,7 +23,6 @@ from ...compiler.target import ProgramSeconds, Target
 from ..events import (
     Decode,
     Draft,
-    DropBlocks,
     Embed,
     EmbedEntry,
     Evict,
@@ -110,6 +109,7 @@ class _Measuring:
         self._is_known: set[str] = set()  # models that have been in hbm
         self._seconds: defaultdict[_Measured, list[float]] = defaultdict(list)
         self._pools: list[tuple[int, float]] = []  # (bytes, bytes a second at which they were cleared)
+        self._slots = itertools.count()  # of saved blocks
         self._saves: list[float] = []  # seconds
         self._loads: list[float] = []  # seconds
         self._evictions: list[float] = []  # seconds
@@ -181,14 +181,16 @@ class _Measuring:
         return moved.record
 
     def _copy_blocks(self, entry: ModelEntry, num_blocks: int, *, counts: bool) -> None:
-        pairs = tuple((index, index) for index in range(min(num_blocks, GROUP_BLOCKS)))
-        num_bytes = len(pairs) * max(share.kv_bytes for share in entry.shares) // num_blocks
-        save, load = SaveBlocks(1, entry.name, pairs, num_bytes), LoadBlocks(1, entry.name, pairs, num_bytes)
+        """Saves a group of blocks and loads it; what is saved stays, as served, so that each group takes new memory."""
+        blocks = range(min(num_blocks, GROUP_BLOCKS))
+        slots = [next(self._slots) for _ in blocks]
+        num_bytes = len(blocks) * max(share.kv_bytes for share in entry.shares) // num_blocks
+        save = SaveBlocks(1, entry.name, tuple(zip(blocks, slots, strict=True)), num_bytes)
+        load = LoadBlocks(1, entry.name, tuple(zip(slots, blocks, strict=True)), num_bytes)
         for copy, found in ((save, self._saves), (load, self._loads)):
             seconds = self._timed(lambda copy=copy: self._executor.run(copy))
             if counts:
                 found.append(seconds)
-        self._executor.drop_blocks(DropBlocks(tuple(range(len(pairs)))))
 
     @staticmethod
     def _timed(run: Callable[[], object]) -> float:

@@ -68,8 +68,9 @@ class Admission:
         return best
 
     def _waits_for_another(self, queue: ModelQueue, job: GenerateJob) -> bool:
-        if all(other.is_decoding for other in queue.running):
-            return False
+        first = job.tokens[0]
+        if not any(other.tokens[0] == first and not other.is_decoding for other in queue.running):
+            return False  # as most often, without a look at the cache
         assert queue.pool is not None, queue.entry.name
         return is_being_computed(queue, job, len(find_prefix(queue.pool, job)))
 

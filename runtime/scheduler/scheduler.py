@@ -164,7 +164,7 @@ class Scheduler:
         actions += moves
         actions += self._checks.begin(now)
         for queue in self.queues.values():
-            if queue.waiting:
+            if queue.waiting and len(queue.running) < queue.entry.batch:
                 actions += self._admission.admit(queue, barrier)
         if self._state.step is None:
             actions += self._steps.plan(now)
