@@ -41,6 +41,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_tokens: int) -> None:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
+        self.num_inserted = 0  # so far: while it stays the same, nothing more is found
         self._empty = list(range(num_blocks))  # a heap
         self._references = [0] * num_blocks
         self._index: dict[bytes, int] = {}
@@ -103,6 +104,7 @@ class BlockPool:
 
     def insert(self, blocks: list[int], position: int, digest: bytes) -> None:
         """Indexes a full block of a table; if its content is in the pool already, the table refers to that instead."""
+        self.num_inserted += 1
         block = self._index.setdefault(digest, blocks[position])
         if block == blocks[position]:
             self._digests[block] = digest

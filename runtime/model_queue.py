@@ -31,6 +31,7 @@ class ModelQueue:
     last_step_id: int = -1
     last_phase: Phase = "decode"
     is_turn_of_short: bool = False  # whether the next chunk is for a prompt that it completes
+    num_seen: int = 0  # blocks that had come into the pool when prompts were last looked for in it
     is_saved: bool = False  # whether what is worth it has been saved since the last step
     num_preemptions: int = 0
     num_proposed: int = 0  # tokens of a draft model, for this one's answers

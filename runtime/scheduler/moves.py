@@ -63,6 +63,8 @@ class Moves:
             return None, self._give_way(self._state.transfer, now)
         if self._state.is_copying:
             return self._barrier, []
+        if self._residency.are_all_hot:
+            return None, []
         pinned, wanted = self._next_pinned(), self._first_held()
         if pinned is not None:
             actions = self._move(pinned, self._is_unused, now)
@@ -135,8 +137,6 @@ class Moves:
         return self._barrier
 
     def _first_held(self) -> Job | None:
-        if self._residency.are_all_hot:
-            return None
         is_hot = self._residency.is_hot
         waiting = [queue for queue in self._state.queues.values() if queue.waiting]
         held = [queue.waiting[0] for queue in waiting if not is_hot(queue.entry.name)]
@@ -188,8 +188,6 @@ class Moves:
 
     def _fetch_draft(self, now: float) -> list[Action]:
         """Brings the draft of a model that answers closer, where that takes no room from what anybody asks for."""
-        if self._residency.are_all_hot:
-            return []
         for draft in self._missing_drafts():
             if draft not in self._broken | self._unloaded and (actions := self._move(draft, self._is_unused, now)):
                 return actions

@@ -67,8 +67,10 @@ class StepPlanner:
         pool = queue.pool
         assert pool is not None, queue.entry.name
         prompts = [job for job in queue.running if not job.is_decoding]
-        for job in prompts:
-            catch_up(pool, job)
+        if queue.num_seen != pool.num_inserted:
+            queue.num_seen = pool.num_inserted
+            for job in prompts:
+                catch_up(pool, job)
         decoding = [job for job in queue.running if job.is_decoding] if prompts else queue.running.copy()
         behind = self._speculation.behind(queue, decoding)
         has_chunks = bool(behind) or len(decoding) < len(queue.running)
