@@ -55,9 +55,9 @@ class MemoryUse:
         return tuple(self._uses.values())
 
     def observe(self) -> None:
-        """Looks at what is in use now."""
+        """Looks at what is in use now; at all arrays only while none is on its way: all of them count on arrival."""
         now = self._clock.now()
-        is_due = now - self._read_at >= READING_INTERVAL_SECONDS
+        is_due = now - self._read_at >= READING_INTERVAL_SECONDS and not self._residency.is_moving
         if is_due:
             self._read_at = now
         reading = self._executor.measure(reads_arrays=is_due)

@@ -153,6 +153,11 @@ class ResidencyManager:
             self._are_all_hot = all(map(self.is_hot, self._places))
         return self._are_all_hot
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether a model is on its way to a tier."""
+        return any(place.arriving is not None for place in self._places.values())
+
     def is_hot(self, model: str) -> bool:
         """Whether the model's weights are in hbm, whole."""
         return "hbm" in self._places[model].tiers
