@@ -21,7 +21,7 @@ CHUNK = 64 << 10  # the tiny decoder has about eight
 
 
 class Machine:
-    """An executor and the books of its tiers. Only the first look may read all arrays; others come too soon after it."""
+    """An executor and the books of its tiers. Only the first look may read all arrays: others come too soon."""
 
     def __init__(self, path: Path) -> None:
         bundle = open_bundle(path)
