@@ -193,9 +193,11 @@ class Speculation:
             pair.has_failed |= pair.draft.entry.name == step.draft
 
     def _ready_pair(self, queue: ModelQueue) -> _Pair | None:
-        """Returns a target's pair if its draft is hot."""
+        """Returns a target's pair if its draft is hot and nothing is known to be wrong with it."""
         pair = self._pairs.get(queue.entry.name)
-        return pair if pair is not None and self._state.residency.is_hot(pair.draft.entry.name) else None
+        if pair is None or pair.draft.entry.name in self._state.unhealthy:
+            return None
+        return pair if self._state.residency.is_hot(pair.draft.entry.name) else None
 
     def _begin(self, pair: _Pair, job: GenerateJob) -> bool:
         """Gives a job blocks of its draft's pool, with what is cached there; False if others need or have the room."""
