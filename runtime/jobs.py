@@ -150,15 +150,6 @@ class GenerateJob(Job):
         self.num_accepted += num_accepted
         self._timing = None
 
-    def next_entry(self) -> SequenceEntry:
-        """Returns the part in a step of a job that decodes: `entry(1)`, in less time."""
-        sampling, tokens, start = self.sampling, self.tokens, self.num_computed
-        context = tuple(tokens) if sampling.uses_context else ()
-        num_generated = start + 1 - self.num_prompt
-        return SequenceEntry(
-            self.request.id, (tokens[start],), start, tuple(self.blocks), sampling, num_generated, context
-        )
-
     def entry(self, num_tokens: int) -> SequenceEntry:
         """Returns the job's part of a step that computes its next tokens; after the last of all one is drawn."""
         sampling, tokens, start = self.sampling, self.tokens, self.num_computed

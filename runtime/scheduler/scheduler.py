@@ -143,7 +143,7 @@ class Scheduler:
             case Checked(model, message):
                 actions += self._checks.judge(model, message)
             case StepDone(step_id, tokens):
-                actions += self._step_done(step_id, tokens, now)
+                actions += self._step_done(step_id, tokens)
             case StepFailed(step_id, message):
                 actions += self._step_failed(step_id, message)
             case TransferDone(transfer_id):
@@ -214,7 +214,7 @@ class Scheduler:
         waited = f"waited {self._queue_timeout_seconds} s for its first step"
         yield Reply(job.id, failure="timeout", message=f"the request {waited}, the longest this server lets one wait")
 
-    def _step_done(self, step_id: int, tokens: tuple[tuple[int, ...], ...], now: float) -> list[Action]:
+    def _step_done(self, step_id: int, tokens: tuple[tuple[int, ...], ...]) -> list[Action]:
         step = self._take_step(step_id)
         if step.is_for_target:
             self._speculation.prefilled(step)

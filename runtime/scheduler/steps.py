@@ -114,7 +114,7 @@ class StepPlanner:
             room = min([len(job.blocks) * size - job.num_computed for job in jobs])
             max_steps = min(self._decode_steps, remaining, room)
         configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
-        entries = tuple([job.next_entry() for job in jobs])
+        entries = tuple([job.entry(1) for job in jobs])
         step_id = self._state.issue(queue, jobs, "decode", (1,) * len(jobs), now)
         return Decode(step_id, queue.entry.name, configuration, entries, max_steps)
 
