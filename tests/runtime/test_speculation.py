@@ -13,7 +13,7 @@ from tiny_models import answer_of, decoder, draw_alike, generate, never_ends, ru
 from virtual_machine import verify
 
 from plait.compiler.bundle.manifest import ModelEntry, SpeculativePair, TierBudget
-from plait.runtime.events import Decode, Evict, Prefill, Reply, Transfer, Verify
+from plait.runtime.events import Checked, Decode, Evict, Prefill, Reply, Transfer, Verify
 from plait.runtime.simulator import Record
 
 TARGET, DRAFT = decoder("target", num_blocks=32), decoder("drafts", num_blocks=32, step_seconds=1e-4)  # say the same
@@ -75,6 +75,15 @@ def test_a_draft_whose_pool_others_have_computes_no_more_than_it_has_blocks_for(
     arrivals = [*hot, of_draft, (1.0, generate(4, "target", prompt=3, max_tokens=10))]
     records = played([target, draft], (SpeculativePair("drafts", "target", 1),), arrivals)  # verified: fails else
     assert len(of_kind(records, Verify)) > 0
+
+
+def test_a_draft_that_was_found_damaged_proposes_nothing():
+    damaged = [(4.0, Checked("drafts", "says other things than when it was bundled"))]
+    records = played([TARGET, DRAFT], arrivals=arrivals_at(1.0, 3.0, 5.0), events=damaged)
+    verified_at = [record.at_seconds for record in records if isinstance(record.item, Verify)]
+    assert verified_at
+    assert max(verified_at) < 4.0
+    assert end_of(records, 3).finish_reason == "length"
 
 
 def test_a_draft_that_takes_as_long_as_its_target_is_not_asked():
