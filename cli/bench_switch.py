@@ -28,6 +28,13 @@ _Bundle: TypeAlias = Annotated[
         help="Four chat models or more, an embedding and a sparse one; by default variants of SmolLM2 are made.",
     ),
 ]
+_Link: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB/S",
+        help="Pace of the link from ddr to hbm in the loop; by default a switch lasts ten decode steps, as on SN40L.",
+    ),
+]
 _RivalPython: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -53,7 +60,7 @@ def switch(
     rounds: Annotated[
         int, typer.Option(min=1, metavar="N", help="That the other ways take part in, and of switches alone.")
     ] = 5,
-    link: Annotated[float, typer.Option(metavar="GB/S", help="Pace of the link from ddr to hbm in the loop.")] = 1.6,
+    link: _Link = None,
     rival_python: _RivalPython = None,
     processes: Annotated[bool, typer.Option(help="Start a process per switch as well.")] = True,
     variants: Annotated[int, typer.Option(min=4, metavar="N", help="Of SmolLM2, if no bundle is given.")] = 8,
@@ -66,9 +73,8 @@ def switch(
     Each turn embeds a question, ranks passages, answers in 32 tokens and has a guard judge the answer; each turn has
     another chat model and guard. With room for half of the bytes, and the loop declared as a workflow, learned, or
     unknown, it is compared with all models resident, with reloading files, and with a process per switch; in turns, in
-    one run. A link of 1.6 GB/s makes a switch of SmolLM2 cost about ten decode steps. Switches alone are measured
-    unpaced. For an otherwise idle machine with 16 GB; it takes about a quarter of an hour, the first time longer: eight
-    variants of SmolLM2 with noise in their weights are made and bundled.
+    one run. Switches alone are measured unpaced. For an otherwise idle machine with 16 GB; it takes about a quarter of
+    an hour, the first time longer: eight variants of SmolLM2 with noise in their weights are made and bundled.
 
     \b
     plait bench switch
@@ -80,7 +86,7 @@ def switch(
     from ..runtime.bench.switching.report import SwitchReport
     from ..runtime.bench.switching.run import Plan, run_switching
 
-    if not (math.isfinite(link) and link > 0):
+    if link is not None and not (math.isfinite(link) and link > 0):
         raise ConfigurationError(f"--link is {link:g}: it must be above 0")
     if variants % 2:
         raise ConfigurationError(f"--variants is {variants}: chat models and guards are pairs, so it must be even")
@@ -90,7 +96,8 @@ def switch(
     with progress_bars() as bars:
         opened = _opened(bundle, directory, variants, bars)
         rivals = _rivals(opened, rival_python or (), directory, bars) if processes else []
-        plan = Plan(opened.path, link * 1e9, turns, block, rounds, wants_timeline=perfetto is not None)
+        pace = None if link is None else link * 1e9
+        plan = Plan(opened.path, pace, turns, block, rounds, wants_timeline=perfetto is not None)
         runs = run_switching(plan, RemoteStation, rivals, bars.update)
     report = SwitchReport(plan, runs)
     if perfetto is not None and runs.timeline is not None:

@@ -153,10 +153,11 @@ class GenerateJob(Job):
     def entry(self, num_tokens: int) -> SequenceEntry:
         """Returns the job's part of a step that computes its next tokens; after the last of all one is drawn."""
         sampling, tokens, start = self.sampling, self.tokens, self.num_computed
-        draws = start + num_tokens == len(tokens)
+        end = start + num_tokens
+        draws = end == len(tokens)
         return SequenceEntry(
             self.request.id,
-            tuple(tokens[start : start + num_tokens]),
+            tuple(tokens[start:end]),
             start,
             tuple(self.blocks),
             sampling if draws else None,

@@ -28,7 +28,6 @@ class ModelQueue:
     running: list[GenerateJob] = field(default_factory=list[GenerateJob])  # own KV blocks; in order of admission
     embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # admitted; in order
     shares: ClientShares = field(default_factory=ClientShares)
-    last_step_id: int = -1
     last_phase: Phase = "decode"
     is_turn_of_short: bool = False  # whether the next chunk is for a prompt that it completes
     num_seen: int = 0  # blocks that had come into the pool when prompts were last looked for in it
@@ -76,7 +75,7 @@ class ModelQueue:
     @property
     def has_work(self) -> bool:
         """Whether a step could be issued."""
-        if self.running or not self.embedding:  # asked of every model at every step
+        if not self.embedding:  # asked of many models at every step
             return bool(self.running)
         return any(job.num_issued < len(job.sequences) for job in self.embedding)
 

@@ -40,6 +40,7 @@ _SESSION_SECONDS = 600.0  # a client that was away for longer begins anew
 _MAX_RUN = 4  # requests of a turn that are told apart by their place
 _RUN_WEIGHT = 2.0  # observations of a place in a turn that those of the model count for
 _GAP_RATE = 0.25  # of the newest gap in the moving average
+_MAX_UNREAD = 128  # requests that are learned from when somebody asks
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,31 @@ class LookAhead:
         self._clients: dict[str, _Client] = {}  # least recently seen first
         self._nearest: list[Forecast] | None = None  # of all clients; None: to be made anew
         self._deadline = float("inf")  # the earliest of a client that is waited for
+        self._unread: list[tuple[str, str, float]] = []  # requests since somebody last asked
 
     def observe(self, client: str, model: str, now: float) -> None:
-        """Takes note of a request.
+        """Takes note of a request. While all models have room nobody asks, and only the latest are remembered.
 
         Args:
             client: Who asks; requests of clients that are not told apart are one client's.
             model: For which model.
             now: When.
         """
+        self._unread.append((client, model, now))
+        if len(self._unread) == 2 * _MAX_UNREAD:
+            del self._unread[:_MAX_UNREAD]
+
+    def forecasts(self, now: float) -> list[Forecast]:
+        """Returns the models that are about to be asked for, the nearest first, each once."""
+        for client, model, asked_at in self._unread:
+            self._learn(client, model, asked_at)
+        self._unread.clear()
+        self._give_up(now)
+        if self._nearest is None:
+            self._nearest = self._merged()
+        return self._nearest
+
+    def _learn(self, client: str, model: str, now: float) -> None:
         self._give_up(now)
         state = self._clients.pop(client, None)
         if state is None or now - state.seen_at > _SESSION_SECONDS:
@@ -157,13 +174,6 @@ class LookAhead:
         self._deadline = min(self._deadline, state.deadline)
         while len(self._clients) > _MAX_CLIENTS:
             self._end(self._clients.pop(next(iter(self._clients))))
-
-    def forecasts(self, now: float) -> list[Forecast]:
-        """Returns the models that are about to be asked for, the nearest first, each once."""
-        self._give_up(now)
-        if self._nearest is None:
-            self._nearest = self._merged()
-        return self._nearest
 
     def _forecasts_of(self, state: _Client) -> list[Forecast]:
         if state.forecasts is None:

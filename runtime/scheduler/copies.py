@@ -64,7 +64,8 @@ class BlockCopies:
         if not copies:
             return []
         step_id = self._state.next_id()
-        queue.last_step_id, queue.last_phase = step_id, "prefill"
+        queue.last_phase = "prefill"
+        self._state.turns.move_to_end(queue.entry.name)
         load = LoadBlocks(step_id, queue.entry.name, tuple(copies), len(copies) * queue.block_bytes)
         self._state.step = StepInFlight(step_id, queue, (job,), copy=load)
         return [load]
@@ -105,7 +106,7 @@ class BlockCopies:
             return []
         dropped = self._saved.trim(self._state.residency.room_for_saved())
         step_id = self._state.next_id()
-        queue.last_step_id = step_id
+        self._state.turns.move_to_end(queue.entry.name)
         save = SaveBlocks(step_id, queue.entry.name, tuple(copies), len(copies) * queue.block_bytes)
         self._state.step = StepInFlight(step_id, queue, (), copy=save)
         return [DropBlocks(dropped), save] if dropped else [save]

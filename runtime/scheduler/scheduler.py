@@ -134,6 +134,8 @@ class Scheduler:
         """Takes an event in and returns the actions that follow from it, in the order to carry them out."""
         actions: list[Action] = []
         match event:
+            case StepDone(step_id, tokens):  # first, as most are
+                actions += self._step_done(step_id, tokens)
             case Arrival(request):
                 actions += self._arrive(request, now)
             case Cancel(request_id):
@@ -142,8 +144,6 @@ class Scheduler:
                 actions += self._checks.ask(request)
             case Checked(model, message):
                 actions += self._checks.judge(model, message)
-            case StepDone(step_id, tokens):
-                actions += self._step_done(step_id, tokens)
             case StepFailed(step_id, message):
                 actions += self._step_failed(step_id, message)
             case TransferDone(transfer_id):
@@ -221,18 +221,18 @@ class Scheduler:
             return []
         if isinstance(step.copy, SaveBlocks):
             return []
-        if step.queue.pool is None:
-            return [*self._embedded(step)]
-        replies: list[Action] = []
-        for index, job in enumerate(step.jobs):
-            assert isinstance(job, GenerateJob), job
-            if job.is_cancelled:
-                self._state.forget(job)
-            elif step.copy is not None:
-                self._copies.loaded(step.queue, job, len(step.copy.copies))
-            elif (reply := self._generated(step, index, job, tokens[index])) is not None:
-                replies.append(reply)
-        return replies
+        if step.copy is not None:
+            self._loaded(step, len(step.copy.copies))
+            return []
+        return [*(self._embedded(step) if step.queue.pool is None else self._generated(step, tokens))]
+
+    def _loaded(self, step: StepInFlight, num_blocks: int) -> None:
+        (job,) = step.jobs
+        assert isinstance(job, GenerateJob), job
+        if job.is_cancelled:
+            self._state.forget(job)
+        else:
+            self._copies.loaded(step.queue, job, num_blocks)
 
     def _embedded(self, step: StepInFlight) -> Iterator[Reply]:
         for job in step.jobs:
@@ -246,31 +246,37 @@ class Scheduler:
                 self._state.forget(job)
                 yield Reply(job.id, finish_reason="stop", timing=job.timing())
 
-    def _generated(self, step: StepInFlight, index: int, job: GenerateJob, drawn: tuple[int, ...]) -> Reply | None:
-        """Takes in what a step has computed of a job and drawn for it; carried out for every token."""
-        queue, pool = step.queue, step.queue.pool
+    def _generated(self, step: StepInFlight, tokens: tuple[tuple[int, ...], ...]) -> Iterator[Reply]:
+        """Takes in what a step has computed and drawn for each job. Its loop is passed for every token there is."""
+        queue, pool, shares = step.queue, step.queue.pool, step.queue.shares
         assert pool is not None, queue.entry.name
-        fresh = job.sampling.before_end(drawn, queue.entry.eos_token_ids)
-        num_drawn, num_fresh = len(drawn), len(fresh)
-        job.num_computed += step.num_tokens[index] + (num_drawn - 1 if num_drawn else 0)
-        if step.num_proposed:
-            self._speculation.verified(step, index, job, num_drawn)
-        job.tokens += fresh
-        if job.num_computed // pool.block_tokens > job.num_indexed:  # few tokens fill a block
-            index_blocks(pool, job)
-        if job.draft is not None:
-            self._speculation.index(job)
-        queue.shares.charge(job.request.client, num_fresh)
-        reason: FinishReason | None = None
-        if num_fresh < num_drawn:
-            reason = "stop"
-        elif len(job.tokens) >= job.num_prompt + job.max_tokens:
-            reason = "length"
-        elif not fresh:
-            return None  # of a prompt whose rest follows
-        if reason is not None:
-            self._state.forget(job)
-        return Reply(job.request.id, fresh, reason, timing=job.timing())
+        block_tokens, ends = pool.block_tokens, queue.entry.eos_token_ids
+        for index, (job, num_tokens, drawn) in enumerate(zip(step.jobs, step.num_tokens, tokens, strict=True)):
+            assert isinstance(job, GenerateJob), job
+            if job.is_cancelled:
+                self._state.forget(job)
+                continue
+            fresh = job.sampling.before_end(drawn, ends)
+            num_drawn, num_fresh = len(drawn), len(fresh)
+            job.num_computed += num_tokens + (num_drawn - 1 if num_drawn else 0)
+            if step.num_proposed:
+                self._speculation.verified(step, index, job, num_drawn)
+            job.tokens += fresh
+            if job.num_computed // block_tokens > job.num_indexed:  # few tokens fill a block
+                index_blocks(pool, job)
+            if job.draft is not None:
+                self._speculation.index(job)
+            shares.charge(job.request.client, num_fresh)
+            reason: FinishReason | None = None
+            if num_fresh < num_drawn:
+                reason = "stop"
+            elif len(job.tokens) >= job.num_prompt + job.max_tokens:
+                reason = "length"
+            elif not fresh:
+                continue  # of a prompt whose rest follows
+            if reason is not None:
+                self._state.forget(job)
+            yield Reply(job.request.id, fresh, reason, timing=job.timing())
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
         step = self._take_step(step_id)

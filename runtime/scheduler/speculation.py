@@ -124,7 +124,8 @@ class Speculation:
         size = min(wanted, configuration.new_tokens)
         name = pair.draft.entry.name
         step_id = self._state.issue(pair.draft, (shadow,), "prefill", (size,), now, draft=name)
-        pair.target.last_step_id, pair.target.last_phase = step_id, "prefill"
+        pair.target.last_phase = "prefill"
+        self._state.turns.move_to_end(job.request.model)
         return Prefill(step_id, name, configuration, (shadow.entry(size),))
 
     def verify(self, queue: ModelQueue, jobs: Sequence[GenerateJob], now: float) -> Verify | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from ...compiler.configuration import Phase
 from ..events import LoadBlocks, SaveBlocks
@@ -13,6 +15,8 @@ from ..model_queue import ModelQueue
 from ..residency import ResidencyManager
 
 __all__ = ["Barrier", "State", "StepInFlight", "TransferInFlight", "order_of"]
+
+order_of: Callable[[Job], tuple[int, int]] = attrgetter("order")  # who goes first: a priority class, a serial number
 
 
 @dataclass(eq=False, slots=True)  # not frozen: that takes three times as long to make
@@ -68,6 +72,10 @@ class State:
     serial: int = 0
     unhealthy: dict[str, str] = field(default_factory=dict[str, str])  # by model, what is wrong with it
     draft_of: Mapping[str, str] = field(default_factory=dict[str, str])  # by target
+    turns: OrderedDict[str, ModelQueue] = field(init=False)  # the one whose last step is the longest ago first
+
+    def __post_init__(self) -> None:
+        self.turns = OrderedDict(self.queues)
 
     @property
     def is_copying(self) -> bool:
@@ -101,7 +109,8 @@ class State:
     ) -> int:
         """Notes a step that is to compute, and returns its id."""
         step_id = self.next_id()
-        queue.last_step_id, queue.last_phase, queue.is_saved = step_id, phase, False
+        queue.last_phase, queue.is_saved = phase, False
+        self.turns.move_to_end(queue.entry.name)
         for job in jobs:
             if job.started_at is None:
                 job.started_at = now
@@ -159,8 +168,3 @@ class State:
         self.leave(job)
         self.queues[job.request.model].shares.leave(job.request.client)
         del self.jobs[job.id]
-
-
-def order_of(job: Job) -> tuple[int, int]:
-    """Returns who goes first: a priority class and, within it, a serial number."""
-    return job.order

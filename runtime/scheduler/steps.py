@@ -50,28 +50,20 @@ class StepPlanner:
     def plan(self, now: float) -> list[Action]:
         """Returns the next step, if any model has work."""
         hot = self._state.residency.is_hot
-        chosen: ModelQueue | None = None  # the one whose last step is the longest ago
-        for queue in self._state.queues.values():
-            if (
-                (queue.running or queue.embedding)
-                and (chosen is None or queue.last_step_id < chosen.last_step_id)
-                and queue.has_work
-                and hot(queue.entry.name)
-            ):
-                chosen = queue
-        if chosen is None:
-            return []
-        return [self._embed(chosen, now)] if chosen.embedding else self._generate(chosen, now)
+        for name, queue in self._state.turns.items():
+            if (queue.running or queue.embedding) and queue.has_work and hot(name):
+                return [self._embed(queue, now)] if queue.embedding else self._generate(queue, now)
+        return []
 
     def _generate(self, queue: ModelQueue, now: float) -> list[Action]:
         pool = queue.pool
         assert pool is not None, queue.entry.name
-        prompts = [job for job in queue.running if not job.is_decoding]
         if queue.num_seen != pool.num_inserted:
             queue.num_seen = pool.num_inserted
-            for job in prompts:
-                catch_up(pool, job)
-        decoding = [job for job in queue.running if job.is_decoding] if prompts else queue.running.copy()
+            for job in queue.running:
+                if not job.is_decoding:
+                    catch_up(pool, job)
+        decoding = [job for job in queue.running if job.is_decoding]
         behind = self._speculation.behind(queue, decoding)
         has_chunks = bool(behind) or len(decoding) < len(queue.running)
         if decoding and (queue.last_phase == "prefill" or not has_chunks):
@@ -108,7 +100,7 @@ class StepPlanner:
     def _decode(self, queue: ModelQueue, jobs: list[GenerateJob], now: float) -> Decode:
         assert queue.pool is not None, queue.entry.name
         max_steps = 1
-        if self._decode_steps > 1 and self._is_alone(queue):
+        if self._decode_steps > 1 and len(jobs) == len(queue.running) and self._is_alone(queue):
             size = queue.pool.block_tokens
             remaining = min([job.num_prompt + job.max_tokens - len(job.tokens) for job in jobs])
             room = min([len(job.blocks) * size - job.num_computed for job in jobs])
@@ -123,8 +115,7 @@ class StepPlanner:
         state = self._state
         if state.transfer is not None or not state.residency.are_all_hot:  # what is fetched ahead depends on the time
             return False
-        is_answering = all(job.is_decoding for job in queue.running)
-        return is_answering and all(other is queue or not other.is_busy for other in state.queues.values())
+        return all(other is queue or not other.is_busy for other in reversed(state.turns.values()))
 
     def _prefill(self, queue: ModelQueue, prompts: list[GenerateJob], now: float) -> list[Action]:
         """Returns a chunk, or the copy from ddr of what would be in it.
@@ -141,15 +132,15 @@ class StepPlanner:
         load = self._copies.load_for(queue, first)
         if load:
             return load
-        jobs = self._fitting(queue, [first, *(job for job in short if job is not first)] if first in short else [first])
-        wanted = min(limit, max(job.num_pending for job in jobs))
+        jobs = self._fitting(queue, first, short) if first.num_pending <= limit else [first]
+        wanted = min(limit, max([job.num_pending for job in jobs]))
         if len(jobs) > 1:
             configuration = queue.smallest("prefill", batch=len(jobs), new_tokens=wanted)
             assert configuration is not None, jobs
         else:
             configuration = queue.next_chunk(wanted)
-        sizes = tuple(min(job.num_pending, configuration.new_tokens, limit) for job in jobs)
-        entries = tuple(job.entry(size) for job, size in zip(jobs, sizes, strict=True))
+        sizes = tuple([min(job.num_pending, configuration.new_tokens, limit) for job in jobs])
+        entries = tuple([job.entry(size) for job, size in zip(jobs, sizes, strict=True)])
         step_id = self._state.issue(queue, jobs, "prefill", sizes, now)
         return [Prefill(step_id, queue.entry.name, configuration, entries)]
 
@@ -161,10 +152,12 @@ class StepPlanner:
         is_generating = any(job.is_decoding for other in self._state.queues.values() for job in other.running)
         return min(longest, self._prefill_tokens) if is_generating else longest
 
-    def _fitting(self, queue: ModelQueue, short: list[GenerateJob]) -> list[GenerateJob]:
-        """Returns the first of some short prompts, and those after it that one program computes with it."""
-        chosen, longest = short[:1], short[0].num_pending
-        for job in short[1:]:
+    def _fitting(self, queue: ModelQueue, first: GenerateJob, short: list[GenerateJob]) -> list[GenerateJob]:
+        """Returns a short prompt, and those among others that one program computes with it, from the first on."""
+        chosen, longest = [first], first.num_pending
+        for job in short:
+            if job is first:
+                continue
             longest = max(longest, job.num_pending)
             if queue.smallest("prefill", batch=len(chosen) + 1, new_tokens=longest) is None:
                 break

@@ -136,8 +136,22 @@ def test_clients_without_end_are_not_remembered_without_end():
     look_ahead = LookAhead([["a", "b"]])
     for number in range(1000):
         look_ahead.observe(f"client {number}", "a", 0.001 * number)
+    assert len(look_ahead._unread) < 256
+    look_ahead.forecasts(1.0)
     assert len(look_ahead._clients) == 64
-    assert look_ahead.forecasts(1.0) == []  # most have stopped after the first turn
+    assert not look_ahead._unread
+
+
+def test_requests_that_are_learned_from_later_teach_the_same():
+    random_ = random.Random(2)
+    asked, unasked = LookAhead(), LookAhead()
+    for place in range(200):
+        model = random_.choice("abc")
+        asked.observe("", model, float(place))
+        asked.forecasts(float(place))
+        unasked.observe("", model, float(place))
+    assert len(unasked.forecasts(200.0)) > 0
+    assert unasked.forecasts(200.0) == asked.forecasts(200.0)
 
 
 def test_repeated_requests_are_one_turn():

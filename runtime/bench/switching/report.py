@@ -117,6 +117,7 @@ class SwitchReport:
         """Returns all figures, and what they are of."""
         return {
             "plan": {**asdict(self.plan), "bundle": str(self.plan.bundle)},
+            "link_bytes_per_s": self.runs.link_bytes_per_s,
             "copy_over_memcpy": self.copy_share.to_json(),
             "switches": {
                 way: {"latency_seconds": self.latency(way).to_json(), "runs": [asdict(s) for s in switches]}
@@ -170,8 +171,8 @@ class SwitchReport:
             "ms/token",
             "switches/turn",
         )
-        pace = self.plan.link_bytes_per_s / 1e9
-        title = f"agent's loop: embed, rank, chat, guard; link from ddr to hbm at {pace:g} GB/s"
+        pace = self.runs.link_bytes_per_s / 1e9
+        title = f"agent's loop: embed, rank, chat, guard; link from ddr to hbm at {pace:.3g} GB/s"
         note = (
             "of (a): turns/s over those of all resident, the median of the rounds; [95 % interval by bootstrap]; "
             f"not declared: after {self.plan.learning_turns} turns"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from .agent import ANSWER_TOKENS, Turn, chat_text, guard_text
 from .rival import Rival, RivalAnswer
 from .station import Ahead, Block, Station, StationSpec, Switch
@@ -25,6 +27,7 @@ _RELOAD_TURNS = 4  # of a block; each reads two models from disk
 _PROCESS_ROUNDS = 3  # of one turn
 _SWITCHES_A_ROUND = 3
 _TIMELINE_TURNS = 4
+_STEPS_A_SWITCH = 10  # what a switch costs on SN40L, in decode steps
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Plan:
     """How much is measured."""
 
     bundle: Path
-    link_bytes_per_s: float  # of the loop
+    link_bytes_per_s: float | None  # of the loop; None: that makes a switch last ten decode steps
     num_turns: int  # of the loop with all resident, and of the declared one
     block_turns: int
     num_rounds: int  # that the other ways take part in, and of switches alone
@@ -69,6 +72,7 @@ class SwitchRuns:
 
     switches: dict[str, list[Switch]] = field(default_factory=dict[str, list[Switch]])  # copied, reload, reload_cold
     starts: dict[str, list[RivalAnswer]] = field(default_factory=dict[str, list[RivalAnswer]])  # by rival
+    link_bytes_per_s: float = 0.0  # of the loops
     loops: dict[Way, Loop] = field(default_factory=dict[Way, Loop])
     timeline: bytes | None = None
 
@@ -95,7 +99,10 @@ def run_switching(
         stations = _opened(stack, open_station, _alone(plan), progress)
         _measure_switches(plan, runs, stations, rivals, progress)
     with ExitStack() as stack:
-        stations = _opened(stack, open_station, _looping(plan), progress)
+        stations = _opened(stack, open_station, {"resident": StationSpec(plan.bundle, "all", "one", None)}, progress)
+        warm_up = stations["resident"].block("none", plan.block_turns)
+        runs.link_bytes_per_s = plan.link_bytes_per_s or _fitting_link(runs.switches["copied"], warm_up)
+        stations |= _opened(stack, open_station, _looping(plan, runs.link_bytes_per_s), progress)
         _measure_loops(plan, runs, stations, _fastest(runs, rivals), progress)
         if plan.wants_timeline:
             runs.timeline = stations["half"].timeline("declared", _TIMELINE_TURNS)
@@ -109,13 +116,17 @@ def _alone(plan: Plan) -> dict[str, StationSpec]:
     }
 
 
-def _looping(plan: Plan) -> dict[str, StationSpec]:
-    pace = plan.link_bytes_per_s
+def _looping(plan: Plan, link_bytes_per_s: float) -> dict[str, StationSpec]:
     return {
-        "resident": StationSpec(plan.bundle, "all", "one", pace),
-        "half": StationSpec(plan.bundle, "half", "all", pace),
-        "reload": StationSpec(plan.bundle, "half", "one", pace),
+        "half": StationSpec(plan.bundle, "half", "all", link_bytes_per_s),
+        "reload": StationSpec(plan.bundle, "half", "one", link_bytes_per_s),
     }
+
+
+def _fitting_link(switches: Sequence[Switch], resident: Block) -> float:
+    """Returns the bytes a second that make a switch last as long as some decode steps with all models resident."""
+    step_seconds = float(np.median([turn.decode_seconds for turn in resident.turns])) / (ANSWER_TOKENS - 1)
+    return switches[-1].num_bytes / (_STEPS_A_SWITCH * step_seconds)
 
 
 def _opened(
@@ -172,7 +183,8 @@ def _measure_loops(
     reloads: tuple[tuple[Way, bool], ...] = (("reload", False), ("reload_cold", True))
     for way, station, ahead in ways:  # programs are loaded, and there is something to be learned from
         progress("warm up", len(runs.loops), len(ways))
-        stations[station].block(ahead, plan.learning_turns if ahead == "learned" else plan.block_turns)
+        if way != "resident":  # it was asked before the link's pace was known
+            stations[station].block(ahead, plan.learning_turns if ahead == "learned" else plan.block_turns)
         runs.loops[way] = Loop()
     progress("warm up", len(ways), len(ways))
     for number in range(plan.num_blocks):

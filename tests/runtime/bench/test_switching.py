@@ -16,7 +16,7 @@ from plait.compiler.bundle.build import build_bundle
 from plait.compiler.bundle.reader import open_bundle
 from plait.compiler.bundle.spec import BundleSpec
 from plait.errors import ConfigurationError, ExecutionError
-from plait.runtime.bench.switching.agent import Roles
+from plait.runtime.bench.switching.agent import ANSWER_TOKENS, Roles
 from plait.runtime.bench.switching.child import RemoteStation
 from plait.runtime.bench.switching.intervals import estimate, ratio
 from plait.runtime.bench.switching.page_cache import cached_share
@@ -102,6 +102,15 @@ def test_a_switch_moves_the_models_bytes_and_a_cached_file_is_seen_as_such(runs:
     assert {switch.num_bytes for of in runs.switches.values() for switch in of} == {moved}
     assert all(switch.cached_share == 1.0 for switch in runs.switches["reload"])
     assert all(0 < s.copy_seconds <= s.ready_seconds <= s.ttft_seconds for s in runs.switches["copied"])
+
+
+@pytest.mark.long
+def test_a_link_that_is_not_given_makes_a_switch_last_ten_decode_steps(plan: Plan) -> None:
+    plan = dataclasses.replace(plan, link_bytes_per_s=None, num_turns=BLOCK, wants_timeline=False)
+    runs = run_switching(plan, opened, [], lambda label, done, total: None)
+    steps = [turn.decode_seconds / (ANSWER_TOKENS - 1) for turn in runs.loops["resident"].turns]
+    switch_seconds = runs.switches["copied"][0].num_bytes / runs.link_bytes_per_s
+    assert 3 < switch_seconds / float(np.median(steps)) < 30  # steps of a tiny model last as long as they like
 
 
 @pytest.mark.long
