@@ -94,12 +94,12 @@ class Foresight:
         steps, and would come late; of an answer's many steps, a few last longer.
         """
         queues = [queue for queue in self._queues.values() if queue.entry.kv is not None]
-        if any(job.is_decoding for queue in queues for job in queue.running):
+        if any(queue.answering for queue in queues):
             return False
         needed = _GOOD_TIME * self.reload_seconds(forecast.model)
         if forecast.at_seconds - now < needed:
             return False
-        if any(queue.running or queue.waiting for queue in queues):
+        if any(queue.is_busy or queue.waiting for queue in queues):
             return True
         before = (other for other in self.look_ahead.forecasts(now) if other.steps < forecast.steps)
         return any(self._queues[f.model].entry.kv is not None and f.stay_seconds >= needed for f in before)

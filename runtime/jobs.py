@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .events import EmbedWork, GenerateWork, Request, Sampling, SequenceEntry, TierName, Timing, UnloadWork
+from .events import EmbedWork, GenerateWork, Request, Sampling, SequenceEntry, TierName, Timing, UnloadWork, new_tuple
 from .kv_cache import chain_digests, root_digest
 
 __all__ = ["EmbedJob", "GenerateJob", "Job", "LoadJob", "UnloadJob", "job_of"]
@@ -152,17 +152,14 @@ class GenerateJob(Job):
 
     def entry(self, num_tokens: int) -> SequenceEntry:
         """Returns the job's part of a step that computes its next tokens; after the last of all one is drawn."""
-        sampling, tokens, start = self.sampling, self.tokens, self.num_computed
-        end = start + num_tokens
-        draws = end == len(tokens)
-        return SequenceEntry(
-            self.request.id,
-            tuple(tokens[start:end]),
-            start,
-            tuple(self.blocks),
-            sampling if draws else None,
-            len(tokens) - self.num_prompt,
-            tuple(tokens) if draws and sampling.uses_context else (),
+        tokens, start = self.tokens, self.num_computed
+        end, num_known = start + num_tokens, len(tokens)
+        sampling = self.sampling if end == num_known else None
+        context = tuple(tokens) if sampling is not None and sampling.uses_context else ()
+        num_generated = num_known - self.num_prompt
+        return new_tuple(
+            SequenceEntry,
+            (self.request.id, tuple(tokens[start:end]), start, tuple(self.blocks), sampling, num_generated, context),
         )
 
 

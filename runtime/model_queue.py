@@ -25,7 +25,8 @@ class ModelQueue:
     copy_pays: bool = False  # whether a token's KV is copied to ddr and back in less time than it takes to compute
     blocks_per_load: int = 1  # that are copied in the time of one prefill chunk
     waiting: list[Job] = field(default_factory=list[Job])  # in order
-    running: list[GenerateJob] = field(default_factory=list[GenerateJob])  # own KV blocks; in order of admission
+    prompts: list[GenerateJob] = field(default_factory=list[GenerateJob])  # admitted: own KV blocks
+    answering: list[GenerateJob] = field(default_factory=list[GenerateJob])  # likewise: lack only their newest token
     embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # admitted; in order
     shares: ClientShares = field(default_factory=ClientShares)
     last_phase: Phase = "decode"
@@ -63,21 +64,37 @@ class ModelQueue:
         return queue
 
     @property
+    def running(self) -> list[GenerateJob]:
+        """The jobs that own KV blocks."""
+        return self.prompts + self.answering
+
+    @property
     def is_busy(self) -> bool:
         """Whether any request has begun and not ended."""
-        return bool(self.running or self.embedding)
+        return bool(self.answering or self.prompts or self.embedding)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more answers can be under way."""
+        return len(self.prompts) + len(self.answering) >= self.entry.batch
 
     @property
     def num_running(self) -> int:
         """Number of requests that have been admitted."""
-        return len(self.running) + len(self.embedding)
+        return len(self.prompts) + len(self.answering) + len(self.embedding)
 
     @property
     def has_work(self) -> bool:
         """Whether a step could be issued."""
         if not self.embedding:  # asked of many models at every step
-            return bool(self.running)
+            return bool(self.answering or self.prompts)
         return any(job.num_issued < len(job.sequences) for job in self.embedding)
+
+    def advanced(self, job: GenerateJob) -> None:
+        """Has a prompt answer if its cache has come that far."""
+        if job.is_decoding:
+            self.prompts.remove(job)
+            self.answering.append(job)
 
     def smallest(self, phase: Phase, *, batch: int = 1, new_tokens: int = 1) -> Configuration | None:
         """Returns the cheapest configuration that holds so many sequences of so many tokens, if there is one."""

@@ -38,13 +38,14 @@ class Admission:
                 if not job.is_charged:  # what is computed anew is not the client's doing
                     queue.shares.charge(job.request.client, job.num_pending)
                     job.is_charged = True
-                queue.running.append(job)
+                queue.prompts.append(job)
+                queue.advanced(job)
             queue.waiting.remove(job)
         return actions
 
     def _next(self, queue: ModelQueue, barrier: Barrier | None) -> Job | None:
         """Returns the job whose turn it is, if one can run now."""
-        if not queue.waiting or len(queue.running) == queue.entry.batch:
+        if not queue.waiting or queue.is_full:
             return None
         if not self._state.residency.is_hot(queue.entry.name):
             return None
@@ -69,7 +70,7 @@ class Admission:
 
     def _waits_for_another(self, queue: ModelQueue, job: GenerateJob) -> bool:
         first = job.tokens[0]
-        if not any(other.tokens[0] == first and not other.is_decoding for other in queue.running):
+        if not any(other.tokens[0] == first for other in queue.prompts):
             return False  # as most often, without a look at the cache
         assert queue.pool is not None, queue.entry.name
         return is_being_computed(queue, job, len(find_prefix(queue.pool, job)))

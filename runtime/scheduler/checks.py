@@ -103,10 +103,8 @@ class Checks:
 
     def _is_quiet(self) -> bool:
         """Whether no request waits and none has a prompt, or sequences to embed, under way."""
-        return all(
-            not queue.waiting and not queue.embedding and all(job.is_decoding for job in queue.running)
-            for queue in self._state.queues.values()
-        )
+        queues = self._state.queues.values()
+        return not any(queue.waiting or queue.embedding or queue.prompts for queue in queues)
 
     def _drop(self, model: str, job: Job) -> Reply:
         del self._begun[model]

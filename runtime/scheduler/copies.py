@@ -79,6 +79,7 @@ class BlockCopies:
             queue.pool.insert(job.blocks, position, digests[position])
         job.num_indexed += num_blocks
         job.found(num_blocks * queue.pool.block_tokens)
+        queue.advanced(job)
 
     def lost(self, copy: SaveBlocks) -> DropBlocks:
         """Records that a copy to ddr has failed."""

@@ -57,7 +57,7 @@ def is_being_computed(queue: ModelQueue, job: GenerateJob, num_found: int) -> bo
     end = min(first + size, len(job.tokens) - 1)
     if first >= end:
         return False
-    prompts = [other for other in queue.running if other.num_computed < end and not other.is_decoding]
+    prompts = [other for other in queue.prompts if other.num_computed < end]
     last = job.tokens[first:end]  # most prompts differ there
     return any(other.tokens[first:end] == last and _begins_alike(other, job, end, size) for other in prompts)
 

@@ -38,6 +38,7 @@ from ..events import (
     TransferDone,
     TransferFailed,
     TransferProgressed,
+    new_tuple,
 )
 from ..foresight import Foresight
 from ..jobs import EmbedJob, GenerateJob, LoadJob, UnloadJob, job_of
@@ -164,7 +165,7 @@ class Scheduler:
         actions += moves
         actions += self._checks.begin(now)
         for queue in self.queues.values():
-            if queue.waiting and len(queue.running) < queue.entry.batch:
+            if queue.waiting and len(queue.prompts) + len(queue.answering) < queue.entry.batch:
                 actions += self._admission.admit(queue, barrier)
         if self._state.step is None:
             actions += self._steps.plan(now)
@@ -250,7 +251,7 @@ class Scheduler:
         """Takes in what a step has computed and drawn for each job. Its loop is passed for every token there is."""
         queue, pool, shares = step.queue, step.queue.pool, step.queue.shares
         assert pool is not None, queue.entry.name
-        block_tokens, ends = pool.block_tokens, queue.entry.eos_token_ids
+        block_tokens, ends, is_prefill = pool.block_tokens, queue.entry.eos_token_ids, queue.last_phase == "prefill"
         for index, (job, num_tokens, drawn) in enumerate(zip(step.jobs, step.num_tokens, tokens, strict=True)):
             assert isinstance(job, GenerateJob), job
             if job.is_cancelled:
@@ -276,7 +277,9 @@ class Scheduler:
                 continue  # of a prompt whose rest follows
             if reason is not None:
                 self._state.forget(job)
-            yield Reply(job.request.id, fresh, reason, timing=job.timing())
+            elif is_prefill:
+                queue.advanced(job)
+            yield new_tuple(Reply, (job.request.id, fresh, reason, None, "", job.timing()))
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
         step = self._take_step(step_id)
@@ -298,7 +301,7 @@ class Scheduler:
             self._state.leave_draft(job)
         if queue.pool is not None:
             queue.pool.forget()
-        for job in list(queue.running):
+        for job in queue.running:
             self._state.preempt(queue, job)
 
     def _transfer_failed(self, transfer_id: int, message: str) -> Iterator[Action]:

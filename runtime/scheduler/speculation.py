@@ -92,18 +92,19 @@ class Speculation:
         """Yields drafts that are not hot and that answers under way could use."""
         is_hot = self._state.residency.is_hot
         for target, pair in self._pairs.items():
-            num_jobs = len(pair.target.running)
+            num_jobs = pair.target.num_running
             if num_jobs and is_hot(target) and not is_hot(pair.draft.entry.name) and pair.pays(num_jobs, num_jobs):
                 yield pair.draft.entry.name
 
-    def behind(self, queue: ModelQueue, decoding: Sequence[GenerateJob]) -> list[GenerateJob]:
+    def behind(self, queue: ModelQueue) -> list[GenerateJob]:
         """Returns the decoding jobs of a target for which a chunk has to be computed before its draft can propose."""
         pair = self._ready_pair(queue)
-        if pair is None or not decoding or not pair.pays(len(decoding), len(decoding)):
+        num_jobs = len(queue.answering)
+        if pair is None or not num_jobs or not pair.pays(num_jobs, num_jobs):
             return []
         assert pair.draft.pool is not None, pair.draft.entry.name
         found: list[GenerateJob] = []
-        worth_it = (job for job in decoding if _is_worth(job, pair.tokens))
+        worth_it = (job for job in queue.answering if _is_worth(job, pair.tokens))
         for job in sorted(worth_it, key=order_of)[: pair.draft.entry.batch]:
             if job.draft is None and not self._begin(pair, job):
                 break

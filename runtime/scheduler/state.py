@@ -89,7 +89,7 @@ class State:
 
     def is_drafting(self, model: str) -> bool:
         """Whether a model has a target with answers under way."""
-        return any(draft == model and self.queues[target].running for target, draft in self.draft_of.items())
+        return any(draft == model and self.queues[target].is_busy for target, draft in self.draft_of.items())
 
     def next_id(self) -> int:
         """Returns a number that nothing else has."""
@@ -124,7 +124,7 @@ class State:
     def leave(self, job: Job) -> None:
         """Takes a job out of its model's lists and gives its blocks back."""
         queue = self.queues[job.request.model]
-        for jobs in (queue.waiting, queue.running, queue.embedding):
+        for jobs in (queue.waiting, queue.prompts, queue.answering, queue.embedding):
             if job in jobs:
                 jobs.remove(job)  # type: ignore[arg-type]
         if isinstance(job, GenerateJob) and queue.pool is not None:

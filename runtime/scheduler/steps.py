@@ -51,7 +51,7 @@ class StepPlanner:
         """Returns the next step, if any model has work."""
         hot = self._state.residency.is_hot
         for name, queue in self._state.turns.items():
-            if (queue.running or queue.embedding) and queue.has_work and hot(name):
+            if queue.has_work and hot(name):
                 return [self._embed(queue, now)] if queue.embedding else self._generate(queue, now)
         return []
 
@@ -60,23 +60,20 @@ class StepPlanner:
         assert pool is not None, queue.entry.name
         if queue.num_seen != pool.num_inserted:
             queue.num_seen = pool.num_inserted
-            for job in queue.running:
-                if not job.is_decoding:
-                    catch_up(pool, job)
-        decoding = [job for job in queue.running if job.is_decoding]
-        behind = self._speculation.behind(queue, decoding)
-        has_chunks = bool(behind) or len(decoding) < len(queue.running)
-        if decoding and (queue.last_phase == "prefill" or not has_chunks):
-            copy, ready = self._make_room(queue, decoding)
+            for job in queue.prompts.copy():
+                catch_up(pool, job)
+                queue.advanced(job)
+        behind = self._speculation.behind(queue)
+        if queue.answering and (queue.last_phase == "prefill" or not (behind or queue.prompts)):
+            copy, ready = self._make_room(queue)
             if copy:
                 return copy
             if ready:
                 return [self._speculation.verify(queue, ready, now) or self._decode(queue, ready, now)]
         # Where all that decoded were preempted, an older prompt has their blocks: it is still there.
-        prompts = sorted([job for job in queue.running if not job.is_decoding], key=order_of)
-        return self._prefill(queue, prompts, now) if prompts else [self._speculation.prefill(behind[0], now)]
+        return self._prefill(queue, now) if queue.prompts else [self._speculation.prefill(behind[0], now)]
 
-    def _make_room(self, queue: ModelQueue, decoding: list[GenerateJob]) -> tuple[list[Action], list[GenerateJob]]:
+    def _make_room(self, queue: ModelQueue) -> tuple[list[Action], list[GenerateJob]]:
         """Gets decoding jobs blocks for their next token; the youngest give theirs back if need be.
 
         Returns:
@@ -84,10 +81,9 @@ class StepPlanner:
         """
         assert queue.pool is not None, queue.entry.name
         size = queue.pool.block_tokens
-        short = [job for job in decoding if len(job.tokens) > len(job.blocks) * size]
-        num_running = len(queue.running)
+        short = [job for job in queue.answering if len(job.tokens) > len(job.blocks) * size]
         for job in sorted(short, key=order_of):
-            while job in queue.running and not queue.pool.extend(job.blocks, len(job.tokens)):
+            while job in queue.answering and not queue.pool.extend(job.blocks, len(job.tokens)):
                 if self._state.take_back_blocks(queue.entry.name):
                     continue
                 youngest = max(queue.running, key=order_of)
@@ -95,12 +91,12 @@ class StepPlanner:
                 if copy:
                     return copy, []
                 self._state.preempt(queue, youngest)
-        return [], decoding if num_running == len(queue.running) else [job for job in decoding if job in queue.running]
+        return [], queue.answering.copy()
 
     def _decode(self, queue: ModelQueue, jobs: list[GenerateJob], now: float) -> Decode:
         assert queue.pool is not None, queue.entry.name
         max_steps = 1
-        if self._decode_steps > 1 and len(jobs) == len(queue.running) and self._is_alone(queue):
+        if self._decode_steps > 1 and not queue.prompts and self._is_alone(queue):
             size = queue.pool.block_tokens
             remaining = min([job.num_prompt + job.max_tokens - len(job.tokens) for job in jobs])
             room = min([len(job.blocks) * size - job.num_computed for job in jobs])
@@ -117,15 +113,9 @@ class StepPlanner:
             return False
         return all(other is queue or not other.is_busy for other in reversed(state.turns.values()))
 
-    def _prefill(self, queue: ModelQueue, prompts: list[GenerateJob], now: float) -> list[Action]:
-        """Returns a chunk, or the copy from ddr of what would be in it.
-
-        Args:
-            queue: Of the model.
-            prompts: Jobs with more than a token to compute, in order.
-            now: The time.
-        """
-        limit = self._most_tokens(queue)
+    def _prefill(self, queue: ModelQueue, now: float) -> list[Action]:
+        """Returns a chunk of a prompt, or the copy from ddr of what would be in it."""
+        limit, prompts = self._most_tokens(queue), sorted(queue.prompts, key=order_of)
         short = [job for job in prompts if job.num_pending <= limit]
         first = short[0] if short and queue.is_turn_of_short else prompts[0]
         queue.is_turn_of_short = first is prompts[0]
@@ -149,7 +139,7 @@ class StepPlanner:
         longest = queue.longest("prefill").new_tokens
         if self._prefill_tokens is None:
             return longest
-        is_generating = any(job.is_decoding for other in self._state.queues.values() for job in other.running)
+        is_generating = any(other.answering for other in self._state.queues.values())
         return min(longest, self._prefill_tokens) if is_generating else longest
 
     def _fitting(self, queue: ModelQueue, first: GenerateJob, short: list[GenerateJob]) -> list[GenerateJob]:

@@ -280,10 +280,12 @@ class _Replay:
             since = client.last_token_at
             if self._drawn_at:
                 client.gaps += [at - before for before, at in pairwise((since, *self._drawn_at))]
-            elif client.first_token_at is not None:
-                client.gaps += [(now - since) / num_fresh] * num_fresh
-            else:
+            elif client.first_token_at is None:
                 client.first_token_at = now
+            elif num_fresh == 1:
+                client.gaps.append(now - since)
+            else:
+                client.gaps += [(now - since) / num_fresh] * num_fresh
             client.last_token_at = now
             client.num_tokens += num_fresh
         if reply.finish_reason is not None or reply.failure is not None:
