@@ -41,6 +41,7 @@ class Admission:
                 queue.prompts.append(job)
                 queue.advanced(job)
             queue.waiting.remove(job)
+        self._state.count(queue)
         return actions
 
     def _next(self, queue: ModelQueue, barrier: Barrier | None) -> Job | None:

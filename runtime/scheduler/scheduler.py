@@ -164,9 +164,8 @@ class Scheduler:
         barrier, moves = self._moves.plan(now)
         actions += moves
         actions += self._checks.begin(now)
-        for queue in self.queues.values():
-            if queue.waiting and len(queue.prompts) + len(queue.answering) < queue.entry.batch:
-                actions += self._admission.admit(queue, barrier)
+        for queue in [*self._state.open.values()]:
+            actions += self._admission.admit(queue, barrier)
         if self._state.step is None:
             actions += self._steps.plan(now)
         return actions

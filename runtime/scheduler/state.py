@@ -73,6 +73,7 @@ class State:
     unhealthy: dict[str, str] = field(default_factory=dict[str, str])  # by model, what is wrong with it
     draft_of: Mapping[str, str] = field(default_factory=dict[str, str])  # by target
     turns: OrderedDict[str, ModelQueue] = field(init=False)  # the one whose last step is the longest ago first
+    open: dict[str, ModelQueue] = field(default_factory=dict[str, ModelQueue])  # somebody waits, and it isn't full
 
     def __post_init__(self) -> None:
         self.turns = OrderedDict(self.queues)
@@ -119,7 +120,16 @@ class State:
 
     def wait(self, job: Job) -> None:
         """Puts a job among those that wait for admission."""
-        bisect.insort(self.queues[job.request.model].waiting, job, key=order_of)
+        queue = self.queues[job.request.model]
+        bisect.insort(queue.waiting, job, key=order_of)
+        self.count(queue)
+
+    def count(self, queue: ModelQueue) -> None:
+        """Notes whether a model may have requests to admit; to be called when its lists have changed."""
+        if queue.waiting and not queue.is_full:
+            self.open[queue.entry.name] = queue
+        else:
+            self.open.pop(queue.entry.name, None)
 
     def leave(self, job: Job) -> None:
         """Takes a job out of its model's lists and gives its blocks back."""
@@ -127,6 +137,7 @@ class State:
         for jobs in (queue.waiting, queue.prompts, queue.answering, queue.embedding):
             if job in jobs:
                 jobs.remove(job)  # type: ignore[arg-type]
+        self.count(queue)
         if isinstance(job, GenerateJob) and queue.pool is not None:
             queue.pool.release(job.blocks)
             self.leave_draft(job)
