@@ -95,4 +95,6 @@ def _rows(products: Sequence[ProductForm], *, show_all: bool) -> Iterator[tuple[
 
 def form_name(slices: int) -> str:
     """Returns what a form of a product is called."""
-    return "one piece" if slices == 1 else f"{slices} slices"
+    from ..compiler.product_form import KERNEL
+
+    return {KERNEL: "plait's kernel", 1: "one piece"}.get(slices, f"{slices} slices")

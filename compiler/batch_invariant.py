@@ -11,15 +11,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, BFloat16, Float, Int8
 
 from ..models import layers
 from ..models.named_ops import Option, wide
+from .kernels import few_rows_product
 
 __all__ = [
     "MIN_ROWS",
     "by_heads",
     "int8_linear",
+    "kernel_linear",
     "layer_norm",
     "linear",
     "materialized",
@@ -71,6 +73,21 @@ def sliced_linear(
         return sum((bias.astype(y.dtype) for bias in biases), y).astype(rows.dtype)
 
     return _by_rows(product, x)
+
+
+def kernel_linear(
+    x: Float[Array, "... in"], weight: BFloat16[Array, "out in"], *biases: Float[Array, " out"]
+) -> Float[Array, "... out"]:
+    """`linear` of a few rows by plait's kernel, on a CPU; the same bits where a bundle was made that uses it."""
+    rows = x.reshape(-1, x.shape[-1]).astype(weight.dtype)
+
+    def elsewhere(rows: Array, weight: Array) -> Array:
+        y = jnp.einsum("ri,oi->ro", padded_rows(rows, axis=0), weight, preferred_element_type=wide(weight.dtype))
+        return y[: rows.shape[0]].astype(jnp.float32)
+
+    y = jax.lax.platform_dependent(rows, weight, cpu=few_rows_product, default=elsewhere)
+    y = sum((bias.astype(y.dtype) for bias in biases), y).astype(x.dtype)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def int8_linear(

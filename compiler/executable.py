@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from ..errors import ConfigurationError, ExecutionError
 from ..models.cache import cache_directory
-from .kernels import register_paged_attention
+from .kernels import register_few_rows_product, register_paged_attention
 from .mesh import Mesh
 from .program import Program
 
@@ -151,6 +151,7 @@ def _compile(program: Program, num_blocks: int, mesh: Mesh, first_device: int) -
     arguments = _abstract_arguments(exported, num_blocks, mesh, first_device)
     if platform == "cpu":
         register_paged_attention()
+        register_few_rows_product()
     try:
         compiled = jax.jit(exported.call, donate_argnums=program.donated).lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:

@@ -33,8 +33,8 @@ from . import batch_invariant
 from .batch_invariant import padded_rows
 from .merge import MergedPart
 from .paged_attention import attention, latent_attention
-from .product_form import ProductForm, WeightShape, slices_of
-from .products import MAX_SLICED_ROWS
+from .product_form import KERNEL, ProductForm, WeightShape, slices_of
+from .products import MAX_KERNEL_ROWS, MAX_SLICED_ROWS
 from .target import Target
 
 __all__ = ["implementations_for"]
@@ -81,12 +81,15 @@ def linear(
         **options: Likewise.
     """
     whole, *rest = (part.whole if isinstance(part, MergedPart) else part for part in (weight, *scales_and_bias))
-    has_few_rows = math.prod(x.shape[:-1]) <= MAX_SLICED_ROWS
-    count = slices.get((whole.shape[0], whole.shape[1], str(whole.dtype)), 1) if has_few_rows else 1
+    num_rows, count = math.prod(x.shape[:-1]), slices.get((whole.shape[0], whole.shape[1], str(whole.dtype)), 1)
+    if num_rows > (MAX_KERNEL_ROWS if count == KERNEL else MAX_SLICED_ROWS):
+        count = 1
     if options.get("form") == "int8":
         product = batch_invariant.int8_linear(x, whole, *rest, slices=count)
     elif count == 1 or options:
         product = batch_invariant.linear(x, whole, *rest, **options)
+    elif count == KERNEL:
+        product = batch_invariant.kernel_linear(x, whole, *rest)
     else:
         product = batch_invariant.sliced_linear(x, whole, *rest, slices=count)
     return product[..., weight.begin : weight.end] if isinstance(weight, MergedPart) else product

@@ -30,7 +30,7 @@ from .cut import StageCut, one_stage
 from .evaluate import evaluate_graph
 from .graph import Value
 from .implementations import implementations_for
-from .kernels import PAGED_ATTENTION
+from .kernels import FEW_ROWS_PRODUCT, PAGED_ATTENTION
 from .kv_pool import pool_dtype, pool_layout, pool_shape
 from .merge import Merge, merge_specs
 from .mesh import Mesh
@@ -45,7 +45,9 @@ __all__ = ["PLATFORMS", "lower", "lower_stage", "pool_axes"]
 
 PLATFORMS = ("cpu", "cuda")  # that programs for one device are exported for
 _DONATED_POOLS = (2,)
-_OWN_CALLS = [export.DisabledSafetyCheck.custom_call(PAGED_ATTENTION)]  # whoever runs a program has them
+_OWN_CALLS = [  # whoever runs a program has them
+    export.DisabledSafetyCheck.custom_call(name) for name in (FEW_ROWS_PRODUCT, PAGED_ATTENTION)
+]
 _CACHE_HEADS_DIM = 2
 _WITH_MORE_PRODUCTS = ("rms_norm", "layer_norm", "rope")  # implementations that compute by products what the op doesn't
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["ProductForm", "WeightShape", "slices_of"]
+__all__ = ["KERNEL", "ProductForm", "WeightShape", "slices_of"]
 
 WeightShape: TypeAlias = tuple[int, int, str]  # (out, in, type) of the values of a weight
+KERNEL = 0  # in the place of a number of slices: plait's own kernel
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class ProductForm:
 
     out_size: int
     in_size: int
-    slices: int  # of the weight's rows, each a product of one batch
+    slices: int  # of the weight's rows, each a product of one batch; or KERNEL
     seconds: dict[int, float]  # of one product, by number of slices
     dtype: str = ""  # of the weight's values: dense ones', or "int8"; bundles of format 4 don't say
 

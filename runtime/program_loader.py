@@ -32,12 +32,14 @@ from ..compiler.bundle.reader import Bundle
 from ..compiler.configuration import Configuration
 from ..compiler.executable import Executable, compile_program, notes_of_programs, use_compilation_cache
 from ..compiler.mesh import Mesh
+from ..compiler.products import give_other_bits
 from ..compiler.program import Program
 
 __all__ = ["Awaited", "ProgramLoader"]
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 2  # that compile, or read from the cache, what somebody waits for
+_OTHER_BITS = "greedy answers may depend on what shares their steps; bundle it anew on this one"
 _NICENESS = 10  # of the thread that loads what nobody waits for yet
 _Job: TypeAlias = tuple[ModelEntry, ProgramEntry]
 _StageBytes: TypeAlias = dict[str, list[tuple[int, int]]]  # (temporaries, results) of each stage, by program
@@ -131,6 +133,9 @@ class ProgramLoader:
                 for program in entry.programs
             }
             self._write(known)
+            for entry in self._entries:
+                if give_other_bits(entry.products):
+                    _LOG.warning("%s was bundled on another kind of processor: %s", entry.name, _OTHER_BITS)
         return tuple(_with_sizes(entry, known) for entry in self._entries)
 
     def executable(self, model: str, configuration: Configuration) -> Executable:

@@ -14,7 +14,7 @@ from jax.extend.mlir import deserialize_portable_artifact, ir
 from jax.interpreters.mlir import make_ir_context
 
 from ...errors import BundleIntegrityError
-from ..kernels import PAGED_ATTENTION
+from ..kernels import FEW_ROWS_PRODUCT, PAGED_ATTENTION
 
 __all__ = ["ALLOWED_CUSTOM_CALLS", "check_custom_calls", "load_exported"]
 
@@ -34,7 +34,8 @@ ALLOWED_CUSTOM_CALLS = frozenset(
         "ApproxTopK",
         "stablehlo.dynamic_approx_top_k",
         "cu_threefry2x32_ffi",
-        # a kernel that comes with plait, and looks at what it is called with
+        # kernels that come with plait, and look at what they are called with
+        FEW_ROWS_PRODUCT,
         PAGED_ATTENTION,
     }
 )

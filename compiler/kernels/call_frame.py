@@ -16,6 +16,7 @@ from numba import njit
 from .memory import allocate, call, free, load_int64, record_reader
 
 __all__ = [
+    "BFLOAT16",
     "BFLOAT16_BITS",
     "F32",
     "INT32",
@@ -26,13 +27,15 @@ __all__ = [
     "describe",
     "failure",
     "frame_at",
+    "has_type",
     "operand",
     "register",
     "result",
     "size_of",
 ]
 
-INT32, INT64, BFLOAT16_BITS, F32 = 4, 5, 7, 11  # of XLA's element types; KV pools in bf16 are stored as uint16
+# Of XLA's element types; KV pools in bf16 are stored as uint16
+INT32, INT64, BFLOAT16_BITS, F32, BFLOAT16 = 4, 5, 7, 11, 16
 _INVALID_ARGUMENT = 3
 _TYPE_ID_UNKNOWN = 0
 _ERROR_BYTES = 32
@@ -94,6 +97,18 @@ def result(frame, index):
 def size_of(buffer, dimension):
     """Returns a size of a buffer."""
     return load_int64(buffer_at(buffer).sizes + 8 * dimension)
+
+
+@njit(nogil=True)
+def has_type(buffer, kind, rank):
+    """Whether a buffer has an element type and a number of dimensions, none of them empty."""
+    found = buffer_at(buffer)
+    if found.kind != kind or found.rank != rank:
+        return False
+    smallest = 1
+    for dimension in range(rank):
+        smallest = min(smallest, size_of(buffer, dimension))
+    return smallest == 1
 
 
 @njit(nogil=True)

@@ -7,10 +7,8 @@ and block numbers that lie outside the pool are brought inside, or not written t
 from __future__ import annotations
 
 import functools
-import hashlib
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +32,7 @@ from .call_frame import (
     describe,
     failure,
     frame_at,
+    has_type,
     operand,
     register,
     result,
@@ -41,6 +40,7 @@ from .call_frame import (
 )
 from .memory import allocate, function_address, load_int64, load_scalar, text_address
 from .paged_attention import attending
+from .sources import version_of_sources
 from .threads import share, taking_part
 from .vectors import LANES
 
@@ -63,17 +63,6 @@ _message = text_address("paged attention is called with operands that it does no
 
 
 @njit(nogil=True)
-def _is(buffer, kind, rank):
-    found = buffer_at(buffer)
-    if found.kind != kind or found.rank != rank:
-        return False
-    smallest = 1
-    for dimension in range(rank):
-        smallest = min(smallest, size_of(buffer, dimension))
-    return smallest == 1
-
-
-@njit(nogil=True)
 def _are_alike(first, second, rank):
     num_alike = 0
     for dimension in range(rank):
@@ -90,16 +79,16 @@ def _has_types(frame):
     stored = buffer_at(operand(frame, _POOL)).kind
     return (
         (stored in (BFLOAT16_BITS, F32))
-        and _is(operand(frame, _QUERY), stored, 4)
-        and _is(operand(frame, _KEY), stored, 4)
-        and _is(operand(frame, _VALUE), stored, 4)
-        and _is(operand(frame, _POOL), stored, 5)
-        and _is(operand(frame, _TABLES), INT32, 2)
-        and _is(operand(frame, _START), INT32, 1)
-        and _is(operand(frame, _SLOPES), F32, 1)
-        and _is(operand(frame, _SINKS), F32, 1)
-        and _is(result(frame, _OUT), F32, 4)
-        and _is(result(frame, _EXTENDED), stored, 5)
+        and has_type(operand(frame, _QUERY), stored, 4)
+        and has_type(operand(frame, _KEY), stored, 4)
+        and has_type(operand(frame, _VALUE), stored, 4)
+        and has_type(operand(frame, _POOL), stored, 5)
+        and has_type(operand(frame, _TABLES), INT32, 2)
+        and has_type(operand(frame, _START), INT32, 1)
+        and has_type(operand(frame, _SLOPES), F32, 1)
+        and has_type(operand(frame, _SINKS), F32, 1)
+        and has_type(result(frame, _OUT), F32, 4)
+        and has_type(result(frame, _EXTENDED), stored, 5)
         and attribute(frame, _CAP, F32) != 0
         and attribute(frame, _SCALE, F32) != 0
         and attribute(frame, _WINDOW, INT64) != 0
@@ -199,13 +188,8 @@ def register_paged_attention() -> None:
 
 @functools.cache
 def _registered() -> tuple[object, ...]:
-    """Returns the code, which must be kept.
-
-    Numba finds code on disk again by a function's file and closure: a digest of all that is compiled is part of it.
-    """
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    version = int.from_bytes(hashlib.sha256(sources).digest()[:4], "big") | 1
-    signature = types.int64(types.int64)
+    """Returns the code, which must be kept."""
+    version, signature = version_of_sources(), types.int64(types.int64)
     part = compiled_for_c(signature, (_part_by_tiles if tiles.are_permitted() else _part_by_vectors)(version))
     binding.add_symbol(_PART, part.address)
     handler = compiled_for_c(signature, _handler(version))

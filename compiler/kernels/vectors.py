@@ -22,22 +22,31 @@ from ..compiled import instruction
 __all__ = [
     "COLUMNS",
     "LANES",
+    "VECTOR",
+    "WORDS",
     "add",
     "broadcast",
+    "constant",
     "divide",
     "exponential",
+    "fetch_ahead",
     "first_lane",
     "from_index",
     "greatest_lane",
+    "intrinsic",
     "keep_lanes",
     "load",
     "load_bf16",
+    "load_vector",
     "maximum",
     "multiply",
+    "pairs_of",
     "prefetch",
     "product_of_rows",
+    "splat",
     "store",
     "store_bf16",
+    "store_vector",
     "subtract",
     "sum_of_lanes",
 ]
@@ -48,8 +57,8 @@ _LEAST_EXPONENT = -87.0  # e to less than this is no normal number, and taken as
 _MOST_EXPONENT = 88.0
 
 _F32, _INT16, _INT32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
-_VECTOR, _BITS16, _BITS32 = (ir.VectorType(each, LANES) for each in (_F32, _INT16, _INT32))
-_UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
+VECTOR, _BITS16, WORDS = (ir.VectorType(each, LANES) for each in (_F32, _INT16, _INT32))
+_UNDEFINED = ir.Constant(VECTOR, ir.Undefined)
 
 
 class _VectorType(types.Type):
@@ -63,41 +72,44 @@ _vector = _VectorType()
 @register_model(_VectorType)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, of: Any) -> None:
-        super().__init__(manager, of, _VECTOR)
+        super().__init__(manager, of, VECTOR)
 
 
-def _constant(value: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [value] * LANES)
+def constant(value: float) -> ir.Constant:
+    """Returns a vector of one value."""
+    return ir.Constant(VECTOR, [value] * LANES)
 
 
-def _splat(builder: ir.IRBuilder, scalar: Any, vector: ir.VectorType = _VECTOR) -> Any:
+def splat(builder: ir.IRBuilder, scalar: Any, vector: ir.VectorType = VECTOR) -> Any:
+    """Returns a vector with a scalar in all lanes."""
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(_BITS32, [0] * LANES))
+    return builder.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * LANES))
 
 
-def _call(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
+def intrinsic(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
     """Calls an LLVM intrinsic of vectors."""
-    kind = ir.FunctionType(_VECTOR, [_VECTOR] * len(operands))
+    kind = ir.FunctionType(VECTOR, [VECTOR] * len(operands))
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), operands)
 
 
-def _load(builder: ir.IRBuilder, address: Any, kind: ir.Type = _VECTOR, *, align: int = 4) -> Any:
+def load_vector(builder: ir.IRBuilder, address: Any, kind: ir.Type = VECTOR, *, align: int = 4) -> Any:
+    """Returns what is at an address."""
     loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
     loaded.align = align  # pyright: ignore[reportAttributeAccessIssue]
     return loaded
 
 
-def _pairs(builder: ir.IRBuilder, address: Any) -> tuple[Any, Any]:
-    """Loads sixteen pairs of bf16 values, which are the upper halves of f32 ones: all first ones, all second ones."""
-    loaded = _load(builder, address, _BITS32)
-    first = builder.shl(loaded, ir.Constant(_BITS32, [16] * LANES))
-    second = builder.and_(loaded, ir.Constant(_BITS32, [-1 << 16] * LANES))
-    return builder.bitcast(first, _VECTOR), builder.bitcast(second, _VECTOR)
+def pairs_of(builder: ir.IRBuilder, words: Any) -> tuple[Any, Any]:
+    """Returns sixteen pairs of bf16 values, which are the upper halves of f32 ones: all first ones, all second ones."""
+    first = builder.shl(words, ir.Constant(WORDS, [16] * LANES))
+    second = builder.and_(words, ir.Constant(WORDS, [-1 << 16] * LANES))
+    return builder.bitcast(first, VECTOR), builder.bitcast(second, VECTOR)
 
 
-def _store(builder: ir.IRBuilder, address: Any, vector: Any) -> None:
-    stored = builder.store(vector, builder.inttoptr(address, _VECTOR.as_pointer()))
+def store_vector(builder: ir.IRBuilder, address: Any, vector: Any) -> None:
+    """Writes a vector to an address."""
+    stored = builder.store(vector, builder.inttoptr(address, VECTOR.as_pointer()))
     stored.align = 4  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -105,7 +117,7 @@ def _reduced(builder: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], A
     """Combines all lanes by halves."""
     width = LANES // 2
     while width:
-        order = ir.Constant(_BITS32, [(lane + width) % LANES for lane in range(LANES)])
+        order = ir.Constant(WORDS, [(lane + width) % LANES for lane in range(LANES)])
         vector = combine(vector, builder.shuffle_vector(vector, _UNDEFINED, order))
         width //= 2
     return builder.extract_element(vector, ir.Constant(_INT32, 0))
@@ -114,7 +126,7 @@ def _reduced(builder: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], A
 @instruction
 def broadcast(context, scalar):
     """(f32) -> vector: the scalar in each lane."""
-    return _vector(types.float32), lambda _, builder, __, given: _splat(builder, given[0])
+    return _vector(types.float32), lambda _, builder, __, given: splat(builder, given[0])
 
 
 @instruction
@@ -122,9 +134,9 @@ def from_index(context, first):
     """(int64) -> vector: first, first + 1, ... as f32."""
 
     def generate(_, builder, __, given):
-        lanes = ir.Constant(_BITS32, list(range(LANES)))
-        indices = builder.add(_splat(builder, builder.trunc(given[0], _INT32), _BITS32), lanes)
-        return builder.sitofp(indices, _VECTOR)
+        lanes = ir.Constant(WORDS, list(range(LANES)))
+        indices = builder.add(splat(builder, builder.trunc(given[0], _INT32), WORDS), lanes)
+        return builder.sitofp(indices, VECTOR)
 
     return _vector(types.int64), generate
 
@@ -132,7 +144,7 @@ def from_index(context, first):
 @instruction
 def load(context, address):
     """(int64) -> vector: sixteen f32 values."""
-    return _vector(types.int64), lambda _, builder, __, given: _load(builder, given[0])
+    return _vector(types.int64), lambda _, builder, __, given: load_vector(builder, given[0])
 
 
 @instruction
@@ -140,8 +152,8 @@ def load_bf16(context, address):
     """(int64) -> vector: sixteen bf16 values, the upper halves of f32 ones."""
 
     def generate(_, builder, __, given):
-        bits = builder.zext(_load(builder, given[0], _BITS16, align=2), _BITS32)
-        return builder.bitcast(builder.shl(bits, ir.Constant(_BITS32, [16] * LANES)), _VECTOR)
+        bits = builder.zext(load_vector(builder, given[0], _BITS16, align=2), WORDS)
+        return builder.bitcast(builder.shl(bits, ir.Constant(WORDS, [16] * LANES)), VECTOR)
 
     return _vector(types.int64), generate
 
@@ -152,9 +164,9 @@ def store_bf16(context, address, vector):
 
     def generate(context, builder, _, given):
         address, vector = given
-        bits, sixteen, one = builder.bitcast(vector, _BITS32), *(ir.Constant(_BITS32, [n] * LANES) for n in (16, 1))
+        bits, sixteen, one = builder.bitcast(vector, WORDS), *(ir.Constant(WORDS, [n] * LANES) for n in (16, 1))
         is_odd = builder.and_(builder.lshr(bits, sixteen), one)
-        rounded = builder.add(builder.add(bits, ir.Constant(_BITS32, [0x7FFF] * LANES)), is_odd)
+        rounded = builder.add(builder.add(bits, ir.Constant(WORDS, [0x7FFF] * LANES)), is_odd)
         half = builder.trunc(builder.lshr(rounded, sixteen), _BITS16)
         builder.store(half, builder.inttoptr(address, _BITS16.as_pointer())).align = 2
         return context.get_dummy_value()
@@ -167,23 +179,26 @@ def store(context, address, vector):
     """(int64, vector): sixteen f32 values written."""
 
     def generate(context, builder, _, given):
-        _store(builder, *given)
+        store_vector(builder, *given)
         return context.get_dummy_value()
 
     return types.void(types.int64, _vector), generate
 
 
+def fetch_ahead(builder: ir.IRBuilder, address: Any) -> None:
+    """Has the line at an address fetched into the caches; there need be nothing."""
+    pointer = ir.PointerType(ir.IntType(8))
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    builder.call(function, [builder.inttoptr(address, pointer), *(ir.Constant(_INT32, each) for each in (0, 3, 1))])
+
+
 @instruction
 def prefetch(context, address):
-    """(int64): has the line at an address fetched into the caches."""
+    """(int64): `fetch_ahead`."""
 
     def generate(context, builder, _, given):
-        pointer = ir.PointerType(ir.IntType(8))
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(
-            function, [builder.inttoptr(given[0], pointer), *(ir.Constant(_INT32, each) for each in (0, 3, 1))]
-        )
+        fetch_ahead(builder, given[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -205,7 +220,7 @@ add, subtract, multiply, divide = (_lane_by_lane(operation) for operation in ("f
 @instruction
 def maximum(context, left, right):
     """(vector, vector) -> vector: the greater ones."""
-    return _vector(_vector, _vector), lambda _, builder, __, given: _call(builder, "maxnum", *given)
+    return _vector(_vector, _vector), lambda _, builder, __, given: intrinsic(builder, "maxnum", *given)
 
 
 @instruction
@@ -214,10 +229,10 @@ def keep_lanes(context, vector, begin, end, other):
 
     def generate(_, builder, __, given):
         values, begin, end, other = given
-        lanes = ir.Constant(_BITS32, list(range(LANES)))
-        low, high = (_splat(builder, builder.trunc(each, _INT32), _BITS32) for each in (begin, end))
+        lanes = ir.Constant(WORDS, list(range(LANES)))
+        low, high = (splat(builder, builder.trunc(each, _INT32), WORDS) for each in (begin, end))
         kept = builder.and_(builder.icmp_signed(">=", lanes, low), builder.icmp_signed("<", lanes, high))
-        return builder.select(kept, values, _splat(builder, other))
+        return builder.select(kept, values, splat(builder, other))
 
     return _vector(_vector, types.int64, types.int64, types.float32), generate
 
@@ -229,18 +244,17 @@ def exponential(context, vector):
     series = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
     def generate(_, builder, __, given):
-        x = _call(
-            builder, "minnum", _call(builder, "maxnum", given[0], _constant(_LEAST_EXPONENT)), _constant(_MOST_EXPONENT)
-        )
-        power = _call(builder, "floor", _call(builder, "fma", x, _constant(1.4426950408889634), _constant(0.5)))
-        rest = _call(builder, "fma", power, _constant(-logarithm_high), x)
-        rest = _call(builder, "fma", power, _constant(-logarithm_low), rest)
-        value = _constant(series[0])
+        x = intrinsic(builder, "maxnum", given[0], constant(_LEAST_EXPONENT))
+        x = intrinsic(builder, "minnum", x, constant(_MOST_EXPONENT))
+        power = intrinsic(builder, "floor", intrinsic(builder, "fma", x, constant(1.4426950408889634), constant(0.5)))
+        rest = intrinsic(builder, "fma", power, constant(-logarithm_high), x)
+        rest = intrinsic(builder, "fma", power, constant(-logarithm_low), rest)
+        value = constant(series[0])
         for factor in (*series[1:], 1.0, 1.0):
-            value = _call(builder, "fma", value, rest, _constant(factor))
-        exponent = builder.add(builder.fptosi(power, _BITS32), ir.Constant(_BITS32, [127] * LANES))
-        value = builder.fmul(value, builder.bitcast(builder.shl(exponent, ir.Constant(_BITS32, [23] * LANES)), _VECTOR))
-        return builder.select(builder.fcmp_ordered(">=", given[0], _constant(_LEAST_EXPONENT)), value, _constant(0.0))
+            value = intrinsic(builder, "fma", value, rest, constant(factor))
+        exponent = builder.add(builder.fptosi(power, WORDS), ir.Constant(WORDS, [127] * LANES))
+        value = builder.fmul(value, builder.bitcast(builder.shl(exponent, ir.Constant(WORDS, [23] * LANES)), VECTOR))
+        return builder.select(builder.fcmp_ordered(">=", given[0], constant(_LEAST_EXPONENT)), value, constant(0.0))
 
     return _vector(_vector), generate
 
@@ -264,7 +278,7 @@ def greatest_lane(context, vector):
     """(vector) -> f32."""
 
     def generate(_, builder, __, given):
-        return _reduced(builder, given[0], lambda left, right: _call(builder, "maxnum", left, right))
+        return _reduced(builder, given[0], lambda left, right: intrinsic(builder, "maxnum", left, right))
 
     return types.float32(_vector), generate
 
@@ -294,22 +308,25 @@ def product_of_rows(rows: int, *, of_pairs: bool, is_added: bool) -> Any:
         outs = [
             builder.add(out, builder.mul(out_row, word(row))) for row in range(rows) for out in (out_first, out_second)
         ]
-        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in outs]
+        sums = [cgutils.alloca_once(builder, VECTOR) for _ in outs]
         for total, out in zip(sums, outs, strict=True):
-            builder.store(_load(builder, out) if is_added else _constant(0.0), total)
+            builder.store(load_vector(builder, out) if is_added else constant(0.0), total)
         with cgutils.for_range(builder, depth) as loop:
             below = builder.mul(loop.index, right_row)
             at = [builder.add(each, below) for each in (first, second)]
-            columns = [_pairs(builder, each) if of_pairs else (_load(builder, each),) for each in at]
+            columns = [
+                pairs_of(builder, load_vector(builder, each, WORDS)) if of_pairs else (load_vector(builder, each),)
+                for each in at
+            ]
             across = builder.add(left, builder.mul(loop.index, word(4 * width)))
             for row in range(rows):
                 for step in range(width):
                     address = builder.add(across, builder.add(builder.mul(left_row, word(row)), word(4 * step)))
-                    factor = _splat(builder, builder.load(builder.inttoptr(address, _F32.as_pointer())))
+                    factor = splat(builder, builder.load(builder.inttoptr(address, _F32.as_pointer())))
                     for total, column in zip(sums[2 * row : 2 * row + 2], columns, strict=True):
-                        builder.store(_call(builder, "fma", factor, column[step], builder.load(total)), total)
+                        builder.store(intrinsic(builder, "fma", factor, column[step], builder.load(total)), total)
         for total, out in zip(sums, outs, strict=True):
-            _store(builder, out, builder.load(total))
+            store_vector(builder, out, builder.load(total))
 
     @instruction
     def product(context, left, left_row, first, second, right_row, depth, out_first, out_second, out_row):

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plait.compiler.batch_invariant import kernel_linear, linear
+from plait.compiler.product_form import KERNEL
 from plait.compiler.products import measure_products
 
 
@@ -9,3 +15,12 @@ def test_weights_of_the_same_shape_are_measured_once_and_get_the_same_form() -> 
     assert again is first
     assert first.slices == min(first.seconds, key=lambda slices: first.seconds[slices])
     assert measure_products({(64, 64, "float32")}) == ()  # too small to be worth it
+
+
+def test_the_kernel_is_a_form_where_it_gives_the_bits_of_the_others() -> None:
+    (form,) = measure_products({(512, 1024, "bfloat16")})
+    draw = np.random.default_rng(1)
+    x, weight = (jnp.asarray(draw.standard_normal((rows, 1024), np.float32)) for rows in (8, 512))
+    weight = weight.astype(jnp.bfloat16)
+    is_equal = bool(jnp.array_equal(jax.jit(kernel_linear)(x, weight), jax.jit(linear)(x, weight)))
+    assert (KERNEL in form.seconds) == is_equal
