@@ -82,8 +82,7 @@ def kernel_linear(
     rows = x.reshape(-1, x.shape[-1]).astype(weight.dtype)
 
     def elsewhere(rows: Array, weight: Array) -> Array:
-        y = jnp.einsum("ri,oi->ro", padded_rows(rows, axis=0), weight, preferred_element_type=wide(weight.dtype))
-        return y[: rows.shape[0]].astype(jnp.float32)
+        return linear(rows.astype(jnp.float32), weight)
 
     y = jax.lax.platform_dependent(rows, weight, cpu=few_rows_product, default=elsewhere)
     y = sum((bias.astype(y.dtype) for bias in biases), y).astype(x.dtype)

@@ -4,7 +4,8 @@ A product of a few rows is bound by reading its weight, and how near XLA's CPU l
 depends on the shape: viewed as a batch of slices of its rows, the same weight is read up to half again as fast, or
 slower; and plait has a kernel of its own for bf16. So every shape of a decode step is timed in all forms when a bundle
 is made. All forms give the same bits: the kernel's are compared, and where they differ it is no form. All read the
-weight as it is stored, so that a choice is for one machine and costs nothing on another but time.
+weight as it is stored, so that a choice is for one machine and costs nothing on another but time; the kernel's bits may
+differ from the others' there, which `give_other_bits` finds out.
 """
 
 from __future__ import annotations

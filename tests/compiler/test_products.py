@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from plait.compiler.batch_invariant import kernel_linear, linear
-from plait.compiler.product_form import KERNEL
-from plait.compiler.products import measure_products
+from plait.compiler.product_form import KERNEL, ProductForm
+from plait.compiler.products import give_other_bits, measure_products
 
 
 def test_weights_of_the_same_shape_are_measured_once_and_get_the_same_form() -> None:
@@ -24,3 +24,11 @@ def test_the_kernel_is_a_form_where_it_gives_the_bits_of_the_others() -> None:
     weight = weight.astype(jnp.bfloat16)
     is_equal = bool(jnp.array_equal(jax.jit(kernel_linear)(x, weight), jax.jit(linear)(x, weight)))
     assert (KERNEL in form.seconds) == is_equal
+
+
+def test_bits_of_the_kernel_are_looked_at_where_a_bundle_runs() -> None:
+    (form,) = measure_products({(512, 1024, "bfloat16")})
+    chosen = ProductForm(512, 1024, KERNEL, {KERNEL: 1.0}, "bfloat16")
+    assert give_other_bits([chosen]) == (KERNEL not in form.seconds)
+    assert give_other_bits([chosen, ProductForm(512, 48, KERNEL, {KERNEL: 1.0}, "bfloat16")])  # none that it takes
+    assert not give_other_bits([ProductForm(512, 48, 1, {1: 1.0}, "bfloat16")])
