@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,7 @@ class ModelQueue:
     embedding: list[EmbedJob] = field(default_factory=list[EmbedJob])  # admitted; in order
     shares: ClientShares = field(default_factory=ClientShares)
     last_phase: Phase = "decode"
+    prefill_seconds: float = 0.0  # of the steps since the last decode step, if there were any
     is_turn_of_short: bool = False  # whether the next chunk is for a prompt that it completes
     num_seen: int = 0  # blocks that had come into the pool when prompts were last looked for in it
     is_saved: bool = False  # whether what is worth it has been saved since the last step
@@ -96,6 +98,10 @@ class ModelQueue:
             self.prompts.remove(job)
             self.answering.append(job)
 
+    def leave_prefill(self) -> None:
+        """Has answers go on before the next chunk of a prompt."""
+        self.last_phase, self.prefill_seconds = "prefill", math.inf
+
     def smallest(self, phase: Phase, *, batch: int = 1, new_tokens: int = 1) -> Configuration | None:
         """Returns the cheapest configuration that holds so many sequences of so many tokens, if there is one."""
         asked = (phase, batch, new_tokens)
@@ -110,6 +116,10 @@ class ModelQueue:
         A step that is not full takes as long as a full one: a little more than a step holds is two steps.
         """
         return self._quickest(min(num_tokens, self.longest("prefill").new_tokens))[1]
+
+    def seconds_of_prompt(self, num_tokens: int) -> float:
+        """Returns the least time in which so many tokens of one prompt are computed, no more than a step can have."""
+        return self._quickest(num_tokens)[0]
 
     @cached_property
     def _chunks(self) -> list[tuple[int, float, Configuration]]:

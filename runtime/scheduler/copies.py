@@ -64,7 +64,7 @@ class BlockCopies:
         if not copies:
             return []
         step_id = self._state.next_id()
-        queue.last_phase = "prefill"
+        queue.leave_prefill()
         self._state.turns.move_to_end(queue.entry.name)
         load = LoadBlocks(step_id, queue.entry.name, tuple(copies), len(copies) * queue.block_bytes)
         self._state.step = StepInFlight(step_id, queue, (job,), copy=load)

@@ -125,7 +125,7 @@ class Speculation:
         size = min(wanted, configuration.new_tokens)
         name = pair.draft.entry.name
         step_id = self._state.issue(pair.draft, (shadow,), "prefill", (size,), now, draft=name)
-        pair.target.last_phase = "prefill"
+        pair.target.leave_prefill()
         self._state.turns.move_to_end(job.request.model)
         return Prefill(step_id, name, configuration, (shadow.entry(size),))
 

@@ -1,9 +1,10 @@
 """What computes next: hot models with work take turns, a step each.
 
 In one model, decode steps and prefill chunks alternate, so that no answer waits for more than a chunk between two of
-its tokens; while any answer is being generated, a chunk has no more than a budget of tokens. Chunks go in turn to the
-oldest prompt and to prompts that one chunk completes, so that a long one neither keeps short ones waiting nor waits
-for ever. Several short ones share a step where the model has a program for it.
+its tokens; while any answer is being generated, a chunk has no more than a budget of tokens. Prompts that are computed
+in what a smaller chunk leaves of the time of the largest follow it at once. Chunks go in turn to the oldest prompt and
+to prompts that one chunk completes, so that a long one neither keeps short ones waiting nor waits for ever. Several
+short ones share a step where the model has a program for it.
 """
 
 from __future__ import annotations
@@ -64,14 +65,24 @@ class StepPlanner:
                 catch_up(pool, job)
                 queue.advanced(job)
         behind = self._speculation.behind(queue)
-        if queue.answering and (queue.last_phase == "prefill" or not (behind or queue.prompts)):
+        prompts = self._due(queue)
+        if queue.answering and not prompts and not (behind and queue.last_phase == "decode"):
             copy, ready = self._make_room(queue)
             if copy:
                 return copy
             if ready:
                 return [self._speculation.verify(queue, ready, now) or self._decode(queue, ready, now)]
-        # Where all that decoded were preempted, an older prompt has their blocks: it is still there.
-        return self._prefill(queue, now) if queue.prompts else [self._speculation.prefill(behind[0], now)]
+            prompts = self._due(queue)  # an older one has the blocks of all that decoded
+        return self._prefill(queue, prompts, now) if prompts else [self._speculation.prefill(behind[0], now)]
+
+    def _due(self, queue: ModelQueue) -> list[GenerateJob]:
+        """Returns the prompts that may have a chunk before the answers' next tokens, the oldest first."""
+        prompts = sorted(queue.prompts, key=order_of)
+        if not prompts or not queue.answering or queue.last_phase == "decode":
+            return prompts
+        limit = self._most_tokens(queue)
+        rest = queue.seconds_of_prompt(limit) - queue.prefill_seconds
+        return [job for job in prompts if job.num_pending <= limit and queue.seconds_of_prompt(job.num_pending) <= rest]
 
     def _make_room(self, queue: ModelQueue) -> tuple[list[Action], list[GenerateJob]]:
         """Gets decoding jobs blocks for their next token; the youngest give theirs back if need be.
@@ -113,12 +124,12 @@ class StepPlanner:
             return False
         return all(other is queue or not other.is_busy for other in reversed(state.turns.values()))
 
-    def _prefill(self, queue: ModelQueue, now: float) -> list[Action]:
-        """Returns a chunk of a prompt, or the copy from ddr of what would be in it."""
-        limit, prompts = self._most_tokens(queue), sorted(queue.prompts, key=order_of)
+    def _prefill(self, queue: ModelQueue, prompts: list[GenerateJob], now: float) -> list[Action]:
+        """Returns a chunk of one of these prompts, or the copy from ddr of what would be in it."""
+        limit = self._most_tokens(queue)
         short = [job for job in prompts if job.num_pending <= limit]
         first = short[0] if short and queue.is_turn_of_short else prompts[0]
-        queue.is_turn_of_short = first is prompts[0]
+        queue.is_turn_of_short = first is min(queue.prompts, key=order_of)
         load = self._copies.load_for(queue, first)
         if load:
             return load
@@ -131,6 +142,8 @@ class StepPlanner:
             configuration = queue.next_chunk(wanted)
         sizes = tuple([min(job.num_pending, configuration.new_tokens, limit) for job in jobs])
         entries = tuple([job.entry(size) for job, size in zip(jobs, sizes, strict=True)])
+        before = queue.prefill_seconds if queue.last_phase == "prefill" else 0.0
+        queue.prefill_seconds = before + queue.step_seconds(configuration)
         step_id = self._state.issue(queue, jobs, "prefill", sizes, now)
         return [Prefill(step_id, queue.entry.name, configuration, entries)]
 

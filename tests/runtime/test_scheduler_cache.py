@@ -185,6 +185,18 @@ def test_short_prompts_share_a_step_where_there_is_a_program():
     assert [len(step.entries) for step in of_kind(records, Prefill)] == [3, 1]
 
 
+def test_short_prompts_follow_each_other_for_as_long_as_the_largest_chunk_takes():
+    timed = [replace(p, step_seconds=0.02 if p.configuration.new_tokens == 8 else 0.01) for p in A.programs]
+    several = replace(A, programs=tuple(timed))
+    answering = (1.0, generate(1, "a", prompt=2, max_tokens=14))
+    short = [(1.15, generate(i, "a", prompt=3, max_tokens=1)) for i in range(2, 9)]
+    for others, runs in (short, [2, 2, 2, 1]), ([(1.15, generate(9, "a", prompt=8, max_tokens=1)), *short[:2]], [1, 2]):
+        records = played([several], [answering, *others], hbm=ONE, draw_token=never_ends)
+        steps = [r.item for r in records if isinstance(r.item, Prefill | Decode) and r.at_seconds >= 1.15]
+        kinds = [(kind, len([*group])) for kind, group in itertools.groupby(map(type, steps))]
+        assert [number for kind, number in kinds if kind is Prefill] == runs
+
+
 # Clients
 
 
