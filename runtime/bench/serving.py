@@ -5,6 +5,9 @@ time from token to token of the answer that began last, for no prompt interrupts
 own time is `step_seconds` and, for each answer under way, `sequence_seconds`: the line that fits best. What a client
 waits for a first token beside the steps for it is `request_seconds`. Client and server share the machine, as in a
 benchmark: the client's part of a token is in these numbers.
+
+A prompt's program takes longer after a rest than over and over: what prompts took that one step computed, the server
+being at rest before, takes the place of what the program alone took.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ import asyncio
 import itertools
 import random
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 import httpx
 
@@ -21,6 +27,7 @@ from ...compiler.bundle.manifest import ModelEntry
 from ...compiler.configuration import Configuration
 from ...compiler.target import ProgramSeconds, Serving
 from ...errors import ConfigurationError
+from ..model_queue import ModelQueue
 from .client import Endpoint, Reply, ask, connect
 from .programs import ProgramTimes
 from .prompts import random_prompt
@@ -33,6 +40,9 @@ _MOST_TOKENS = 64  # of an answer
 _NUM_RUNS = 3
 _NUM_FIRST_TOKENS = 9  # requests that the median is of
 _REST_SECONDS = 0.2  # for what an answer leaves to do
+_FULL = 7 / 8  # of a step, that a prompt is
+
+_Prompts: TypeAlias = dict[str, list[tuple[float, float]]]  # by model/configuration: share of its context, seconds
 
 
 def measure_serving(
@@ -62,9 +72,12 @@ async def _measure(
 ) -> Serving:
     endpoint = Endpoint("completions", ignores_eos=True)
     counts = {entry.name: [count for count in _AT_ONCE if count <= entry.batch] for entry in decoders}
-    total, done = (1 + _NUM_RUNS) * sum(map(len, counts.values())), itertools.count(1)
+    sizes = {entry.name: _prompt_sizes(entry) for entry in decoders}
+    total = (1 + _NUM_RUNS) * sum(map(len, counts.values())) + sum(map(len, sizes.values()))
+    done = itertools.count(1)
     points: list[tuple[int, float]] = []
     firsts: list[float] = []
+    prompts: _Prompts = defaultdict(list)
     async with connect(url, endpoint, None) as http:
         for entry in decoders:
             found: dict[int, list[float]] = {count: [] for count in counts[entry.name]}
@@ -74,8 +87,16 @@ async def _measure(
                     progress(next(done), total)
             # The first run of a program takes longer.
             points += [(count, statistics.median(seconds[1:])) for count, seconds in found.items()]
-            firsts += await _first_tokens(http, endpoint, entry)
+            words = await _words_a_token(http, endpoint, entry)
+            for num_tokens in sizes[entry.name]:
+                num_words = max(1, int(words * num_tokens))
+                firsts += await _first_tokens(http, endpoint, entry, num_words, prompts)
+                progress(next(done), total)
     step_seconds, sequence_seconds = _line(points)
+    served = {
+        name: _as_served(times.programs[name], found, step_seconds + sequence_seconds)
+        for name, found in prompts.items()
+    }
     return Serving(
         step_seconds=step_seconds,
         sequence_seconds=sequence_seconds,
@@ -85,20 +106,59 @@ async def _measure(
         load_seconds=times.load_seconds,
         evict_seconds=times.evict_seconds,
         reading_seconds=times.reading_seconds,
-        programs=times.programs,
+        programs={**times.programs, **served},
     )
 
 
-async def _first_tokens(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry) -> list[float]:
-    """Returns what first tokens of a hot model took beside the steps for them, each of a server at rest."""
+def _prompt_sizes(entry: ModelEntry) -> list[int]:
+    """Returns how many tokens to ask with so that each of a model's prefill steps is run alone."""
+    steps = {program.configuration.new_tokens for program in entry.programs if program.configuration.phase == "prefill"}
+    return sorted({min(max(1, int(_FULL * new_tokens)), entry.sequence - 1) for new_tokens in steps})
+
+
+async def _words_a_token(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry) -> float:
+    """Returns how many words of a prompt a model takes as one token, 1 at most."""
+    reply = await _ask(http, endpoint, entry, 1)
+    return min(1.0, _PROMPT_WORDS / (reply.input_tokens or _PROMPT_WORDS))
+
+
+async def _first_tokens(
+    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, num_words: int, prompts: _Prompts
+) -> list[float]:
+    """Returns what first tokens of a hot model took beside the steps for them, each of a server at rest.
+
+    Args:
+        http: To ask with, as is `endpoint`.
+        endpoint: Likewise.
+        entry: The model.
+        num_words: Of each prompt.
+        prompts: Where to note what the step took of a prompt that was computed in one.
+    """
+    queue = ModelQueue.of(entry, kv_bytes_per_s=None)
     seconds: list[float] = []
     for _ in range(_NUM_FIRST_TOKENS):
         await asyncio.sleep(_REST_SECONDS)
-        reply = await _ask(http, endpoint, entry, 1)
-        if reply.ttft_seconds is None or reply.computing_seconds is None:
+        reply = await _ask(http, endpoint, entry, 1, num_words=num_words)
+        if reply.ttft_seconds is None or reply.computing_seconds is None or reply.input_tokens is None:
             raise ConfigurationError("the server does not say when it began to compute an answer")
         seconds.append(reply.ttft_seconds - reply.computing_seconds)
+        step = queue.next_chunk(reply.input_tokens)
+        if step.new_tokens >= reply.input_tokens:
+            share = reply.input_tokens / step.context
+            prompts[f"{entry.name}/{step.id}"].append((share, reply.computing_seconds))
     return seconds
+
+
+def _as_served(program: ProgramSeconds, found: Sequence[tuple[float, float]], beside: float) -> ProgramSeconds:
+    """Returns what a program takes such that prompts take what was found.
+
+    Args:
+        program: What it takes by itself.
+        found: For each prompt its share of the longest context, and the seconds to its first token.
+        beside: Seconds of it that are not the program's.
+    """
+    seconds = statistics.median(whole - share * program.context_seconds for share, whole in found)
+    return replace(program, seconds=max(0.0, seconds - beside))
 
 
 async def _beside_decode(
@@ -118,8 +178,10 @@ async def _beside_decode(
     return last.tpot_seconds - program.seconds - program.context_seconds * context / shapes.context
 
 
-async def _ask(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, num_tokens: int) -> Reply:
-    prompt = random_prompt(_PROMPT_WORDS, random.Random())
+async def _ask(
+    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, num_tokens: int, *, num_words: int = _PROMPT_WORDS
+) -> Reply:
+    prompt = random_prompt(num_words, random.Random())
     reply = await ask(http, endpoint, entry.name, prompt, num_tokens)
     if reply.failure is not None:
         raise ConfigurationError(f"the server failed to answer for model {entry.name!r}: {reply.failure}")

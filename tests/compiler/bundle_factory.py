@@ -36,6 +36,14 @@ SPECS: dict[str, TensorSpec] = {
     "scale": ((), np.dtype(np.float32)),
 }
 WEIGHTS_BYTES = 5 * 7 * 2 + 7 * 4 + 4
+WEIGHTS = "models/chat/weights.safetensors"
+
+
+def flip_byte(path: Path, position: int) -> None:
+    """Changes one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
 
 
 def tensors(seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
