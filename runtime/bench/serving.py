@@ -6,8 +6,8 @@ own time is `step_seconds` and, for each answer under way, `sequence_seconds`: t
 waits for a first token beside the steps for it is `request_seconds`. Client and server share the machine, as in a
 benchmark: the client's part of a token is in these numbers.
 
-A prompt's program takes longer after a rest than over and over: what prompts took that one step computed, the server
-being at rest before, takes the place of what the program alone took.
+A prompt's program takes longer after a rest than over and over: what prompts took that one step computed, every other
+one after a rest, takes the place of what the program alone took.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _AT_ONCE = (1, 2, 3, 4, 6, 8, 12, 16)
 _PROMPT_WORDS = 8
 _MOST_TOKENS = 64  # of an answer
 _NUM_RUNS = 3
-_NUM_FIRST_TOKENS = 9  # requests that the median is of
-_REST_SECONDS = 0.2  # for what an answer leaves to do
+_NUM_FIRST_TOKENS = 10  # requests that the median is of
+_REST_SECONDS = (0.0, 0.2)  # before them, in turn
 _FULL = 7 / 8  # of a step, that a prompt is
 
 _Prompts: TypeAlias = dict[str, list[tuple[float, float]]]  # by model/configuration: share of its context, seconds
@@ -125,7 +125,7 @@ async def _words_a_token(http: httpx.AsyncClient, endpoint: Endpoint, entry: Mod
 async def _first_tokens(
     http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, num_words: int, prompts: _Prompts
 ) -> list[float]:
-    """Returns what first tokens of a hot model took beside the steps for them, each of a server at rest.
+    """Returns what first tokens of a hot model took beside the steps for them.
 
     Args:
         http: To ask with, as is `endpoint`.
@@ -136,8 +136,8 @@ async def _first_tokens(
     """
     queue = ModelQueue.of(entry, kv_bytes_per_s=None)
     seconds: list[float] = []
-    for _ in range(_NUM_FIRST_TOKENS):
-        await asyncio.sleep(_REST_SECONDS)
+    for number in range(_NUM_FIRST_TOKENS):
+        await asyncio.sleep(_REST_SECONDS[number % len(_REST_SECONDS)])
         reply = await _ask(http, endpoint, entry, 1, num_words=num_words)
         if reply.ttft_seconds is None or reply.computing_seconds is None or reply.input_tokens is None:
             raise ConfigurationError("the server does not say when it began to compute an answer")
