@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -27,7 +28,7 @@ _CAPABILITIES = {"chat": "chat", "completions": "completion"}  # as plait's own 
 _LIST_SECONDS = 30.0  # for the list of models
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TEXTS = ("content", "reasoning_content", "reasoning")  # of a chat's delta
-_DONE = "[DONE]"
+_DONE = b"[DONE]"
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ class _Stream:
     joules_source: str | None = None
     computing_seconds: float | None = None
 
-    def take(self, line: str) -> None:
+    def take(self, line: bytes) -> None:
         """Reads one line of server-sent events."""
-        if not line.startswith("data:"):
+        if not line.startswith(b"data:"):
             return
-        data = line.removeprefix("data:").strip()
+        data = line.removeprefix(b"data:").strip()
         if data == _DONE:
             self.is_done = True
             return
@@ -209,7 +210,7 @@ async def ask(http: httpx.AsyncClient, endpoint: Endpoint, model: str, prompt: s
         ):
             if response.status_code != httpx.codes.OK:
                 return _failed(stream, await _refusal(response))
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 stream.take(line)
         return stream.reply()
     except _StreamError as error:
@@ -222,6 +223,16 @@ async def ask(http: httpx.AsyncClient, endpoint: Endpoint, model: str, prompt: s
         return _failed(stream, "connection lost")
     except httpx.HTTPError as error:
         return _failed(stream, type(error).__name__)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yields the lines of an event stream: other characters that end a line of text stand in JSON as they are."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _failed(stream: _Stream, kind: str) -> Reply:

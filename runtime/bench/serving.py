@@ -40,7 +40,7 @@ _MOST_TOKENS = 64  # of an answer
 _NUM_RUNS = 3
 _NUM_FIRST_TOKENS = 10  # requests that the median is of
 _REST_SECONDS = (0.0, 0.2)  # before them, in turn
-_FULL = 7 / 8  # of a step, that a prompt is
+_FULL = 2 / 3  # of a step, that a prompt is, about: words are not all as many tokens
 
 _Prompts: TypeAlias = dict[str, list[tuple[float, float]]]  # by model/configuration: share of its context, seconds
 
@@ -113,7 +113,7 @@ async def _measure(
 def _prompt_sizes(entry: ModelEntry) -> list[int]:
     """Returns how many tokens to ask with so that each of a model's prefill steps is run alone."""
     steps = {program.configuration.new_tokens for program in entry.programs if program.configuration.phase == "prefill"}
-    return sorted({min(max(1, int(_FULL * new_tokens)), entry.sequence - 1) for new_tokens in steps})
+    return sorted({max(1, int(_FULL * min(new_tokens, entry.sequence))) for new_tokens in steps})
 
 
 async def _words_a_token(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry) -> float:
@@ -153,12 +153,12 @@ def _as_served(program: ProgramSeconds, found: Sequence[tuple[float, float]], be
     """Returns what a program takes such that prompts take what was found.
 
     Args:
-        program: What it takes by itself.
+        program: What it takes by itself, over and over; it does not take less.
         found: For each prompt its share of the longest context, and the seconds to its first token.
         beside: Seconds of it that are not the program's.
     """
     seconds = statistics.median(whole - share * program.context_seconds for share, whole in found)
-    return replace(program, seconds=max(0.0, seconds - beside))
+    return replace(program, seconds=max(program.seconds, seconds - beside))
 
 
 async def _beside_decode(

@@ -136,6 +136,13 @@ def test_other_servers_streams_are_read() -> None:
     assert reply.ttft_seconds is not None
 
 
+def test_a_text_may_hold_any_line_end() -> None:
+    chunk = {"choices": [{"delta": {"content": "one\u2028two\u0085three\u2029four"}}]}
+    with canned(stream(json.dumps(chunk, ensure_ascii=False), "[DONE]")) as url:
+        reply = asked(url, "hello")
+    assert (reply.failure, reply.output_tokens) == (None, 1)
+
+
 def test_a_server_says_how_long_it_computed() -> None:
     usage = {"choices": [], "usage": {"time_to_first_token": 0.75, "queue_ms": 250.0}}
     with canned(stream(TEXT, FINISH, usage, "[DONE]")) as url:
