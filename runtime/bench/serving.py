@@ -36,10 +36,10 @@ __all__ = ["measure_serving"]
 
 _AT_ONCE = (1, 2, 3, 4, 6, 8, 12, 16)
 _PROMPT_WORDS = 8
-_MOST_TOKENS = 64  # of an answer
-_NUM_RUNS = 3
+_MOST_TOKENS = 17  # of an answer: long ones, for as long without a rest, take more time a token
+_NUM_RUNS = 9
 _NUM_FIRST_TOKENS = 10  # requests that the median is of
-_REST_SECONDS = (0.0, 0.2)  # before them, in turn
+_REST_SECONDS = 0.2  # before answers, and before every other first token
 _FULL = 2 / 3  # of a step, that a prompt is, about: words are not all as many tokens
 
 _Prompts: TypeAlias = dict[str, list[tuple[float, float]]]  # by model/configuration: share of its context, seconds
@@ -137,7 +137,7 @@ async def _first_tokens(
     queue = ModelQueue.of(entry, kv_bytes_per_s=None)
     seconds: list[float] = []
     for number in range(_NUM_FIRST_TOKENS):
-        await asyncio.sleep(_REST_SECONDS[number % len(_REST_SECONDS)])
+        await asyncio.sleep(number % 2 * _REST_SECONDS)
         reply = await _ask(http, endpoint, entry, 1, num_words=num_words)
         if reply.ttft_seconds is None or reply.computing_seconds is None or reply.input_tokens is None:
             raise ConfigurationError("the server does not say when it began to compute an answer")
@@ -156,6 +156,9 @@ def _as_served(program: ProgramSeconds, found: Sequence[tuple[float, float]], be
         program: What it takes by itself, over and over; it does not take less.
         found: For each prompt its share of the longest context, and the seconds to its first token.
         beside: Seconds of it that are not the program's.
+
+    >>> _as_served(ProgramSeconds(0.5, context_seconds=1.0), [(0.5, 2.0), (0.5, 9.0), (0.25, 3.0)], 0.5)
+    ProgramSeconds(seconds=2.25, context_seconds=1.0)
     """
     seconds = statistics.median(whole - share * program.context_seconds for share, whole in found)
     return replace(program, seconds=max(program.seconds, seconds - beside))
@@ -168,6 +171,7 @@ async def _beside_decode(
     assert entry.kv is not None, entry.name
     room = min(entry.sequence, entry.kv.num_blocks // count * entry.kv.block_tokens)
     num_tokens = max(2, min(_MOST_TOKENS, room // 2))
+    await asyncio.sleep(_REST_SECONDS)
     asked = (_ask(http, endpoint, entry, num_tokens) for _ in range(count))
     replies = await asyncio.gather(*asked)
     last = max(replies, key=lambda reply: reply.ttft_seconds or 0.0)
@@ -198,7 +202,7 @@ def _smallest(entry: ModelEntry, phase: str, batch: int, new_tokens: int) -> Con
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """Returns height at 0 and slope, neither below 0, of the line that comes closest to some points (x, y).
 
-    >>> _line([(1, 3.0), (2, 4.0), (4, 6.0)])
+    >>> _line([(1, 3.0), (2, 4.0), (3, 5.0)])
     (2.0, 1.0)
     """
     xs, ys = zip(*points, strict=True)
