@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
-from llvmlite import binding
-from numba import njit, types
+from numba import njit
 
-from ..compiled import compiled_for_c
 from .call_frame import (
     BFLOAT16,
     F32,
@@ -22,13 +18,12 @@ from .call_frame import (
     frame_at,
     has_type,
     operand,
-    register,
     result,
     size_of,
 )
 from .few_rows import JOB, OUTPUTS, VALUES, job_at, multiply_unit
 from .memory import allocate, function_address, text_address
-from .sources import version_of_sources
+from .registration import register_once
 from .threads import share, taking_part
 
 __all__ = ["FEW_ROWS_PRODUCT", "few_rows_product", "register_few_rows_product", "supports_few_rows_product"]
@@ -41,7 +36,6 @@ _UNIT_BYTES = 1 << 16  # of the weight, about as many
 
 _JOB_BYTES = JOB.itemsize
 _part_address = function_address(_PART)
-_registering = threading.Lock()
 _message = text_address("a product of few rows is called with operands that it does not take")
 
 
@@ -99,19 +93,7 @@ def _handler(version: int) -> Callable[[int], int]:
 
 def register_few_rows_product() -> None:
     """Makes the kernel known to XLA's CPU backend, once; several threads may ask for it."""
-    with _registering:
-        _registered()
-
-
-@functools.cache
-def _registered() -> tuple[object, ...]:
-    """Returns the code, which must be kept."""
-    version, signature = version_of_sources(), types.int64(types.int64)
-    part = compiled_for_c(signature, _part(version))
-    binding.add_symbol(_PART, part.address)
-    handler = compiled_for_c(signature, _handler(version))
-    register(FEW_ROWS_PRODUCT, handler.address)
-    return part, handler
+    register_once(FEW_ROWS_PRODUCT, _handler, _PART, _part)
 
 
 def supports_few_rows_product(out_size: int, in_size: int, dtype: str) -> bool:

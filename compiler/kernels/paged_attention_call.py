@@ -6,18 +6,14 @@ and block numbers that lie outside the pool are brought inside, or not written t
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from llvmlite import binding
-from numba import njit, types
+from numba import njit
 
-from ..compiled import compiled_for_c
 from ..configuration import BLOCK_TOKENS
 from . import by_tiles, by_vectors, tiles
 from .attention_job import JOB, job_at, write_new
@@ -34,13 +30,12 @@ from .call_frame import (
     frame_at,
     has_type,
     operand,
-    register,
     result,
     size_of,
 )
 from .memory import allocate, function_address, load_int64, load_scalar, text_address
 from .paged_attention import attending
-from .sources import version_of_sources
+from .registration import register_once
 from .threads import share, taking_part
 from .vectors import LANES
 
@@ -58,7 +53,6 @@ _JOB_BYTES = JOB.itemsize
 _part_address = function_address(_PART)
 _take_part_by_vectors = taking_part(attending(by_vectors), unit_bytes)
 _take_part_by_tiles = taking_part(attending(by_tiles), unit_bytes)
-_registering = threading.Lock()
 _message = text_address("paged attention is called with operands that it does not take")
 
 
@@ -182,19 +176,8 @@ def _handler(version: int) -> Callable[[int], int]:
 
 def register_paged_attention() -> None:
     """Makes the kernel known to XLA's CPU backend, once; several threads may ask for it."""
-    with _registering:
-        _registered()
-
-
-@functools.cache
-def _registered() -> tuple[object, ...]:
-    """Returns the code, which must be kept."""
-    version, signature = version_of_sources(), types.int64(types.int64)
-    part = compiled_for_c(signature, (_part_by_tiles if tiles.are_permitted() else _part_by_vectors)(version))
-    binding.add_symbol(_PART, part.address)
-    handler = compiled_for_c(signature, _handler(version))
-    register(PAGED_ATTENTION, handler.address)
-    return part, handler
+    part = _part_by_tiles if tiles.are_permitted() else _part_by_vectors
+    register_once(PAGED_ATTENTION, _handler, _PART, part)
 
 
 def supports_paged_attention(head_size: int, pool_type: jnp.dtype) -> bool:

@@ -24,7 +24,6 @@ from typing import TypeAlias
 import httpx
 
 from ...compiler.bundle.manifest import ModelEntry
-from ...compiler.configuration import Configuration
 from ...compiler.target import ProgramSeconds, Serving
 from ...errors import ConfigurationError
 from ..model_queue import ModelQueue
@@ -112,8 +111,10 @@ async def _measure(
 
 def _prompt_sizes(entry: ModelEntry) -> list[int]:
     """Returns how many tokens to ask with so that each of a model's prefill steps is run alone."""
+    assert entry.kv is not None, entry.name
+    room = min(entry.sequence, entry.kv.num_blocks * entry.kv.block_tokens)
     steps = {program.configuration.new_tokens for program in entry.programs if program.configuration.phase == "prefill"}
-    return sorted({max(1, int(_FULL * min(new_tokens, entry.sequence))) for new_tokens in steps})
+    return sorted({max(1, int(_FULL * min(new_tokens, room))) for new_tokens in steps})
 
 
 async def _words_a_token(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry) -> float:
@@ -175,7 +176,8 @@ async def _beside_decode(
     asked = (_ask(http, endpoint, entry, num_tokens) for _ in range(count))
     replies = await asyncio.gather(*asked)
     last = max(replies, key=lambda reply: reply.ttft_seconds or 0.0)
-    shapes = _smallest(entry, "decode", count, 1)
+    queue = ModelQueue.of(entry, kv_bytes_per_s=None)
+    shapes = queue.smallest("decode", batch=count) or queue.longest("decode")
     program = programs[f"{entry.name}/{shapes.id}"]
     context = min((last.input_tokens or 0) + num_tokens / 2, shapes.context)
     assert last.tpot_seconds is not None, last
@@ -190,13 +192,6 @@ async def _ask(
     if reply.failure is not None:
         raise ConfigurationError(f"the server failed to answer for model {entry.name!r}: {reply.failure}")
     return reply
-
-
-def _smallest(entry: ModelEntry, phase: str, batch: int, new_tokens: int) -> Configuration:
-    """Returns the configuration that such a step has, the one with most new tokens if none holds them."""
-    known = [program.configuration for program in entry.programs if program.configuration.phase == phase]
-    fitting = [shapes for shapes in known if shapes.batch >= batch and shapes.new_tokens >= new_tokens]
-    return min(fitting or known, key=lambda shapes: (shapes.batch * shapes.new_tokens, shapes.batch))
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
