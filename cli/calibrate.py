@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -109,13 +110,12 @@ def _with_serving(target: Target, bundle: Bundle, report: Callable[[str, int, in
     from ..runtime.bench.serving import measure_serving
     from .bench_child import served
 
-    times = measure_programs(bundle, target, progress=lambda done, total: report("run programs", done, total))
+    times = measure_programs(bundle, target, progress=functools.partial(report, "run programs"))
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "target.toml"
         write_target(target, file)
         with served(bundle.path, ["--target", str(file)]) as url:
-            models = bundle.manifest.models
-            found = measure_serving(url, models, times, progress=lambda done, total: report("serve", done, total))
+            found = measure_serving(url, bundle.manifest, times, progress=functools.partial(report, "serve"))
     source = f"{measured_when()}: bundle {bundle.manifest.name!r}, run and served"
     return replace(target, serving=found, sources={**target.sources, "serving": source})
 

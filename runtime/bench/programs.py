@@ -40,11 +40,9 @@ from ..executor import JaxExecutor
 from ..pool_copies import GROUP_BLOCKS
 from ..tiers import TransferRecord
 
-__all__ = ["ProgramTimes", "measure_programs"]
+__all__ = ["ProgramKey", "ProgramTimes", "key_of_program", "measure_programs"]
 
-_Measured: TypeAlias = tuple[
-    tuple[str, ...], Configuration, int
-]  # digests of stages, shapes, tokens before a program's
+ProgramKey: TypeAlias = tuple[tuple[str, ...], Configuration]  # digests of stages, shapes: models can share it
 
 _GREEDY = Sampling(0.0, 1.0, 0)
 _NUM_ROUNDS = 3
@@ -107,7 +105,8 @@ class _Measuring:
         self._manifest = manifest
         self._is_tiered = is_tiered
         self._is_known: set[str] = set()  # models that have been in hbm
-        self._seconds: defaultdict[_Measured, list[float]] = defaultdict(list)
+        # By program and the number of tokens that come before its.
+        self._seconds: defaultdict[tuple[ProgramKey, int], list[float]] = defaultdict(list)
         self._pools: list[tuple[int, float]] = []  # (bytes, bytes a second at which they were cleared)
         self._slots = itertools.count()  # of saved blocks
         self._saves: list[float] = []  # seconds
@@ -138,7 +137,7 @@ class _Measuring:
             seconds: list[float] = []
             while not seconds or (sum(seconds) < _ENOUGH_SECONDS and len(seconds) < _MOST_RUNS):
                 seconds.append(self._timed(lambda step=step: self._executor.run(step)))
-            self._seconds[self._digests(program), program.configuration, start] += seconds
+            self._seconds[key_of_program(self._manifest, program), start] += seconds
 
     def drop(self, entry: ModelEntry) -> None:
         """Evicts a hot model."""
@@ -160,13 +159,10 @@ class _Measuring:
             statistics.median(self._readings),
         )
 
-    def _digests(self, program: ProgramEntry) -> tuple[str, ...]:
-        return tuple(self._manifest.files[stage.file].sha256 for stage in program.stages)
-
     def _program(self, entry: ModelEntry, program: ProgramEntry) -> ProgramSeconds:
-        digests, shapes = self._digests(program), program.configuration
+        key, shapes = key_of_program(self._manifest, program), program.configuration
         starts = _starts(entry, shapes)
-        short, *more = (statistics.median(self._seconds[digests, shapes, start]) for start in starts)
+        short, *more = (statistics.median(self._seconds[key, start]) for start in starts)
         if not more:
             return ProgramSeconds(short)
         (long,) = more
@@ -197,6 +193,11 @@ class _Measuring:
         began = time.perf_counter()
         run()
         return time.perf_counter() - began
+
+
+def key_of_program(manifest: Manifest, program: ProgramEntry) -> ProgramKey:
+    """Returns what programs have in common that are the same for several models."""
+    return tuple(manifest.files[stage.file].sha256 for stage in program.stages), program.configuration
 
 
 def _starts(entry: ModelEntry, shapes: Configuration) -> tuple[int, ...]:

@@ -6,29 +6,28 @@ own time is `step_seconds` and, for each answer under way, `sequence_seconds`: t
 waits for a first token beside the steps for it is `request_seconds`. Client and server share the machine, as in a
 benchmark: the client's part of a token is in these numbers.
 
-A prompt's program takes longer after a rest than over and over: what prompts took that one step computed, every other
-one after a rest, takes the place of what the program alone took.
+A prompt's program takes longer after a rest than over and over. What prompts took that one step computed takes the
+place of what the program alone took: halfway between the median after a rest and that of those at once after another,
+of all models that have the program. Models and sizes are asked in turns, so that a disturbance meets all alike.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import httpx
 
-from ...compiler.bundle.manifest import ModelEntry
+from ...compiler.bundle.manifest import Manifest, ModelEntry
 from ...compiler.target import ProgramSeconds, Serving
 from ...errors import ConfigurationError
 from ..model_queue import ModelQueue
 from .client import Endpoint, Reply, ask, connect
-from .programs import ProgramTimes
+from .programs import ProgramKey, ProgramTimes, key_of_program
 from .prompts import random_prompt
 
 __all__ = ["measure_serving"]
@@ -36,17 +35,23 @@ __all__ = ["measure_serving"]
 _AT_ONCE = (1, 2, 3, 4, 6, 8, 12, 16)
 _PROMPT_WORDS = 8
 _MOST_TOKENS = 17  # of an answer: long ones, for as long without a rest, take more time a token
-_NUM_RUNS = 9
-_NUM_FIRST_TOKENS = 10  # requests that the median is of
+_NUM_ROUNDS = 3
+_NUM_RUNS = 3  # in a round; one more in the first, for the first run of a program takes longer
 _REST_SECONDS = 0.2  # before answers, and before every other first token
 _FULL = 2 / 3  # of a step, that a prompt is, about: words are not all as many tokens
 
-_Prompts: TypeAlias = dict[str, list[tuple[float, float]]]  # by model/configuration: share of its context, seconds
+
+@dataclass
+class _Prompts:
+    """What prompts took that one step of a program computed: shares of its context, seconds to the first token."""
+
+    rested: list[tuple[float, float]] = field(default_factory=list)
+    at_once: list[tuple[float, float]] = field(default_factory=list)
 
 
 def measure_serving(
     url: str,
-    models: Sequence[ModelEntry],
+    manifest: Manifest,
     times: ProgramTimes,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -55,58 +60,131 @@ def measure_serving(
 
     Args:
         url: Of a server of the bundle.
-        models: Of the bundle; one at least generates text.
+        manifest: Of the bundle; one of its models at least generates text.
         times: What its programs take.
         progress: Told how many measurements of how many are done.
 
     Raises:
         ConfigurationError: if the server fails to answer.
     """
-    decoders = [entry for entry in models if entry.kv is not None]
-    return asyncio.run(_measure(url, decoders, times, progress or (lambda done, total: None)))
+    return asyncio.run(_measure(url, manifest, times, progress or (lambda done, total: None)))
 
 
-async def _measure(
-    url: str, decoders: Sequence[ModelEntry], times: ProgramTimes, progress: Callable[[int, int], None]
-) -> Serving:
+async def _measure(url: str, manifest: Manifest, times: ProgramTimes, progress: Callable[[int, int], None]) -> Serving:
     endpoint = Endpoint("completions", ignores_eos=True)
-    counts = {entry.name: [count for count in _AT_ONCE if count <= entry.batch] for entry in decoders}
-    sizes = {entry.name: _prompt_sizes(entry) for entry in decoders}
-    total = (1 + _NUM_RUNS) * sum(map(len, counts.values())) + sum(map(len, sizes.values()))
-    done = itertools.count(1)
-    points: list[tuple[int, float]] = []
-    firsts: list[float] = []
-    prompts: _Prompts = defaultdict(list)
     async with connect(url, endpoint, None) as http:
-        for entry in decoders:
-            found: dict[int, list[float]] = {count: [] for count in counts[entry.name]}
-            for _ in range(1 + _NUM_RUNS):  # in turns, so that a disturbance meets all alike
-                for count, seconds in found.items():
-                    seconds.append(await _beside_decode(http, endpoint, entry, count, times.programs))
-                    progress(next(done), total)
-            # The first run of a program takes longer.
-            points += [(count, statistics.median(seconds[1:])) for count, seconds in found.items()]
-            words = await _words_a_token(http, endpoint, entry)
-            for num_tokens in sizes[entry.name]:
-                num_words = max(1, int(words * num_tokens))
-                firsts += await _first_tokens(http, endpoint, entry, num_words, prompts)
-                progress(next(done), total)
-    step_seconds, sequence_seconds = _line(points)
-    served = {
-        name: _as_served(times.programs[name], found, step_seconds + sequence_seconds)
-        for name, found in prompts.items()
-    }
+        measuring = _Measuring(http, endpoint, manifest, times.programs)
+        decoders = [entry for entry in manifest.models if entry.kv is not None]
+        runs = [(entry, number) for _ in range(_NUM_ROUNDS) for entry in decoders for number in range(_NUM_RUNS)]
+        runs = [(entry, -1) for entry in decoders] + runs
+        for done, (entry, number) in enumerate(runs, 1):
+            await measuring.run(entry, counts=number >= 0)
+            progress(done, len(runs))
+    step_seconds, sequence_seconds = _line(measuring.beside_decode())
     return Serving(
         step_seconds=step_seconds,
         sequence_seconds=sequence_seconds,
-        request_seconds=max(0.0, statistics.median(firsts)),
+        request_seconds=max(0.0, statistics.median(measuring.beside_first_tokens)),
         pool_bytes_per_s=times.pool_bytes_per_s,
         save_seconds=times.save_seconds,
         load_seconds=times.load_seconds,
         evict_seconds=times.evict_seconds,
         reading_seconds=times.reading_seconds,
-        programs={**times.programs, **served},
+        programs={**times.programs, **dict(measuring.prompts_as_served(step_seconds + sequence_seconds))},
     )
+
+
+class _Measuring:
+    """Asks a server, and keeps what answers took.
+
+    Args:
+        http: To ask with.
+        endpoint: Where.
+        manifest: Of the bundle that is served.
+        programs: What its programs take by themselves, by model/configuration.
+    """
+
+    def __init__(
+        self, http: httpx.AsyncClient, endpoint: Endpoint, manifest: Manifest, programs: Mapping[str, ProgramSeconds]
+    ) -> None:
+        self._http = http
+        self._endpoint = endpoint
+        self._manifest = manifest
+        self._programs = programs
+        self._words: dict[str, float] = {}  # of a prompt, that a model takes as one token
+        self._decode: defaultdict[tuple[str, int], list[float]] = defaultdict(list)  # by model and answers at once
+        self._prompts: defaultdict[ProgramKey, _Prompts] = defaultdict(_Prompts)
+        self.beside_first_tokens: list[float] = []  # seconds
+
+    async def run(self, entry: ModelEntry, *, counts: bool) -> None:
+        """Asks a model for one answer or several of each kind; `counts` if what they take is to be kept."""
+        for at_once in _AT_ONCE:
+            if at_once <= entry.batch:
+                seconds = await self._beside_decode(entry, at_once)
+                if counts:
+                    self._decode[entry.name, at_once].append(seconds)
+        for num_tokens in _prompt_sizes(entry):
+            for is_rested in (True, False):
+                await self._first_token(entry, num_tokens, is_rested=is_rested, counts=counts)
+
+    def beside_decode(self) -> list[tuple[int, float]]:
+        """Returns numbers of answers at once, and what a decode step takes above its program: medians of each model."""
+        return [(at_once, statistics.median(seconds)) for (_, at_once), seconds in self._decode.items()]
+
+    def prompts_as_served(self, beside: float) -> Iterator[tuple[str, ProgramSeconds]]:
+        """Yields programs' names, model/configuration, and what they take such that prompts take what was found.
+
+        Args:
+            beside: Seconds of a prompt's step that are not the program's.
+        """
+        for entry in self._manifest.models:
+            for program in entry.programs:
+                found = self._prompts.get(key_of_program(self._manifest, program))
+                if found is not None:
+                    name = f"{entry.name}/{program.configuration.id}"
+                    yield name, _as_served(self._programs[name], found, beside)
+
+    async def _first_token(self, entry: ModelEntry, num_tokens: int, *, is_rested: bool, counts: bool) -> None:
+        """Asks for the first token of a prompt of about so many."""
+        if entry.name not in self._words:
+            few = await self._ask(entry, 1)
+            self._words[entry.name] = min(1.0, _PROMPT_WORDS / (few.input_tokens or _PROMPT_WORDS))
+        if is_rested:
+            await asyncio.sleep(_REST_SECONDS)
+        reply = await self._ask(entry, 1, num_words=max(1, int(self._words[entry.name] * num_tokens)))
+        if reply.ttft_seconds is None or reply.computing_seconds is None or reply.input_tokens is None:
+            raise ConfigurationError("the server does not say when it began to compute an answer")
+        if not counts:
+            return
+        self.beside_first_tokens.append(reply.ttft_seconds - reply.computing_seconds)
+        step = ModelQueue.of(entry, kv_bytes_per_s=None).next_chunk(reply.input_tokens)
+        if step.new_tokens >= reply.input_tokens:
+            (program,) = (program for program in entry.programs if program.configuration == step)
+            prompts = self._prompts[key_of_program(self._manifest, program)]
+            found = prompts.rested if is_rested else prompts.at_once
+            found.append((reply.input_tokens / step.context, reply.computing_seconds))
+
+    async def _beside_decode(self, entry: ModelEntry, count: int) -> float:
+        """Returns what a decode step with so many answers under way takes above its program."""
+        assert entry.kv is not None, entry.name
+        room = min(entry.sequence, entry.kv.num_blocks // count * entry.kv.block_tokens)
+        num_tokens = max(2, min(_MOST_TOKENS, room // 2))
+        await asyncio.sleep(_REST_SECONDS)
+        replies = await asyncio.gather(*(self._ask(entry, num_tokens) for _ in range(count)))
+        last = max(replies, key=lambda reply: reply.ttft_seconds or 0.0)
+        queue = ModelQueue.of(entry, kv_bytes_per_s=None)
+        shapes = queue.smallest("decode", batch=count) or queue.longest("decode")
+        program = self._programs[f"{entry.name}/{shapes.id}"]
+        context = min((last.input_tokens or 0) + num_tokens / 2, shapes.context)
+        assert last.tpot_seconds is not None, last
+        return last.tpot_seconds - program.seconds - program.context_seconds * context / shapes.context
+
+    async def _ask(self, entry: ModelEntry, num_tokens: int, *, num_words: int = _PROMPT_WORDS) -> Reply:
+        prompt = random_prompt(num_words, random.Random())
+        reply = await ask(self._http, self._endpoint, entry.name, prompt, num_tokens)
+        if reply.failure is not None:
+            raise ConfigurationError(f"the server failed to answer for model {entry.name!r}: {reply.failure}")
+        return reply
 
 
 def _prompt_sizes(entry: ModelEntry) -> list[int]:
@@ -117,81 +195,24 @@ def _prompt_sizes(entry: ModelEntry) -> list[int]:
     return sorted({max(1, int(_FULL * min(new_tokens, room))) for new_tokens in steps})
 
 
-async def _words_a_token(http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry) -> float:
-    """Returns how many words of a prompt a model takes as one token, 1 at most."""
-    reply = await _ask(http, endpoint, entry, 1)
-    return min(1.0, _PROMPT_WORDS / (reply.input_tokens or _PROMPT_WORDS))
-
-
-async def _first_tokens(
-    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, num_words: int, prompts: _Prompts
-) -> list[float]:
-    """Returns what first tokens of a hot model took beside the steps for them.
-
-    Args:
-        http: To ask with, as is `endpoint`.
-        endpoint: Likewise.
-        entry: The model.
-        num_words: Of each prompt.
-        prompts: Where to note what the step took of a prompt that was computed in one.
-    """
-    queue = ModelQueue.of(entry, kv_bytes_per_s=None)
-    seconds: list[float] = []
-    for number in range(_NUM_FIRST_TOKENS):
-        await asyncio.sleep(number % 2 * _REST_SECONDS)
-        reply = await _ask(http, endpoint, entry, 1, num_words=num_words)
-        if reply.ttft_seconds is None or reply.computing_seconds is None or reply.input_tokens is None:
-            raise ConfigurationError("the server does not say when it began to compute an answer")
-        seconds.append(reply.ttft_seconds - reply.computing_seconds)
-        step = queue.next_chunk(reply.input_tokens)
-        if step.new_tokens >= reply.input_tokens:
-            share = reply.input_tokens / step.context
-            prompts[f"{entry.name}/{step.id}"].append((share, reply.computing_seconds))
-    return seconds
-
-
-def _as_served(program: ProgramSeconds, found: Sequence[tuple[float, float]], beside: float) -> ProgramSeconds:
+def _as_served(program: ProgramSeconds, prompts: _Prompts, beside: float) -> ProgramSeconds:
     """Returns what a program takes such that prompts take what was found.
 
     Args:
         program: What it takes by itself, over and over; it does not take less.
-        found: For each prompt its share of the longest context, and the seconds to its first token.
+        prompts: What was found.
         beside: Seconds of it that are not the program's.
 
-    >>> _as_served(ProgramSeconds(0.5, context_seconds=1.0), [(0.5, 2.0), (0.5, 9.0), (0.25, 3.0)], 0.5)
-    ProgramSeconds(seconds=2.25, context_seconds=1.0)
+    >>> found = _Prompts(rested=[(0.5, 3.0), (0.5, 9.0), (0.25, 2.75)], at_once=[(0.5, 2.0)])
+    >>> _as_served(ProgramSeconds(0.5, context_seconds=1.0), found, 0.5)
+    ProgramSeconds(seconds=1.5, context_seconds=1.0)
     """
-    seconds = statistics.median(whole - share * program.context_seconds for share, whole in found)
-    return replace(program, seconds=max(program.seconds, seconds - beside))
-
-
-async def _beside_decode(
-    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, count: int, programs: Mapping[str, ProgramSeconds]
-) -> float:
-    """Returns what a decode step with so many answers under way takes above its program."""
-    assert entry.kv is not None, entry.name
-    room = min(entry.sequence, entry.kv.num_blocks // count * entry.kv.block_tokens)
-    num_tokens = max(2, min(_MOST_TOKENS, room // 2))
-    await asyncio.sleep(_REST_SECONDS)
-    asked = (_ask(http, endpoint, entry, num_tokens) for _ in range(count))
-    replies = await asyncio.gather(*asked)
-    last = max(replies, key=lambda reply: reply.ttft_seconds or 0.0)
-    queue = ModelQueue.of(entry, kv_bytes_per_s=None)
-    shapes = queue.smallest("decode", batch=count) or queue.longest("decode")
-    program = programs[f"{entry.name}/{shapes.id}"]
-    context = min((last.input_tokens or 0) + num_tokens / 2, shapes.context)
-    assert last.tpot_seconds is not None, last
-    return last.tpot_seconds - program.seconds - program.context_seconds * context / shapes.context
-
-
-async def _ask(
-    http: httpx.AsyncClient, endpoint: Endpoint, entry: ModelEntry, num_tokens: int, *, num_words: int = _PROMPT_WORDS
-) -> Reply:
-    prompt = random_prompt(num_words, random.Random())
-    reply = await ask(http, endpoint, entry.name, prompt, num_tokens)
-    if reply.failure is not None:
-        raise ConfigurationError(f"the server failed to answer for model {entry.name!r}: {reply.failure}")
-    return reply
+    medians = [
+        statistics.median(whole - share * program.context_seconds for share, whole in found)
+        for found in (prompts.rested, prompts.at_once)
+        if found
+    ]
+    return replace(program, seconds=max(program.seconds, statistics.fmean(medians) - beside))
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

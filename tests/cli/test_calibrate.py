@@ -17,7 +17,7 @@ from plait.runtime.bench import serving as serving_measure
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     small = CalibrationSizes(8, 64, 1 << 16, 1 << 12, 2, 1)
     monkeypatch.setattr(calibration, "CalibrationSizes", lambda: small)
-    for name, value in (("_AT_ONCE", (1, 3)), ("_NUM_RUNS", 1), ("_MOST_TOKENS", 12), ("_NUM_FIRST_TOKENS", 3)):
+    for name, value in (("_AT_ONCE", (1, 3)), ("_NUM_RUNS", 1), ("_MOST_TOKENS", 12), ("_NUM_ROUNDS", 2)):
         monkeypatch.setattr(serving_measure, name, value)
     monkeypatch.setattr(programs_measure, "_ENOUGH_SECONDS", 0.05)
 
@@ -65,6 +65,11 @@ def test_a_bundle_s_programs_and_its_serving_are_in_the_target(plait, tiny_bundl
     }
     assert set(serving.programs) == programs
     assert all(found.seconds + found.context_seconds > 0 for found in serving.programs.values())
+    first, second = (
+        {p.configuration.id: serving.programs[f"{entry.name}/{p.configuration.id}"] for p in entry.programs}
+        for entry in load(tiny_bundle).manifest.models[:2]
+    )
+    assert first == second, "models of the same programs"
     assert "bundle 'tiny', run and served" in source_of(target, "serving.step_seconds")
     options = ("--rate", 5, "--limit", 5, "--input-tokens", 8, "--output-tokens", 4, "--json")
     data = plait("simulate", "trace", tiny_bundle, "--target", file, *options).data
