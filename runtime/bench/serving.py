@@ -36,7 +36,7 @@ _AT_ONCE = (1, 2, 3, 4, 6, 8, 12, 16)
 _PROMPT_WORDS = 8
 _MOST_TOKENS = 17  # of an answer: long ones, for as long without a rest, take more time a token
 _NUM_ROUNDS = 3
-_NUM_RUNS = 3  # in a round; one more in the first, for the first run of a program takes longer
+_NUM_RUNS = 3  # of a model in a round
 _REST_SECONDS = 0.2  # before answers, and before every other first token
 _FULL = 2 / 3  # of a step, that a prompt is, about: words are not all as many tokens
 
@@ -75,10 +75,10 @@ async def _measure(url: str, manifest: Manifest, times: ProgramTimes, progress: 
     async with connect(url, endpoint, None) as http:
         measuring = _Measuring(http, endpoint, manifest, times.programs)
         decoders = [entry for entry in manifest.models if entry.kv is not None]
-        runs = [(entry, number) for _ in range(_NUM_ROUNDS) for entry in decoders for number in range(_NUM_RUNS)]
-        runs = [(entry, -1) for entry in decoders] + runs
-        for done, (entry, number) in enumerate(runs, 1):
-            await measuring.run(entry, counts=number >= 0)
+        runs = [(entry, False) for entry in decoders]  # the first run of a program takes longer
+        runs += [(entry, True) for _ in range(_NUM_ROUNDS) for entry in decoders for _ in range(_NUM_RUNS)]
+        for done, (entry, counts) in enumerate(runs, 1):
+            await measuring.run(entry, counts=counts)
             progress(done, len(runs))
     step_seconds, sequence_seconds = _line(measuring.beside_decode())
     return Serving(
@@ -111,6 +111,7 @@ class _Measuring:
         self._endpoint = endpoint
         self._manifest = manifest
         self._programs = programs
+        self._queues = {entry.name: ModelQueue.of(entry, kv_bytes_per_s=None) for entry in manifest.models}
         self._words: dict[str, float] = {}  # of a prompt, that a model takes as one token
         self._decode: defaultdict[tuple[str, int], list[float]] = defaultdict(list)  # by model and answers at once
         self._prompts: defaultdict[ProgramKey, _Prompts] = defaultdict(_Prompts)
@@ -157,7 +158,7 @@ class _Measuring:
         if not counts:
             return
         self.beside_first_tokens.append(reply.ttft_seconds - reply.computing_seconds)
-        step = ModelQueue.of(entry, kv_bytes_per_s=None).next_chunk(reply.input_tokens)
+        step = self._queues[entry.name].next_chunk(reply.input_tokens)
         if step.new_tokens >= reply.input_tokens:
             (program,) = (program for program in entry.programs if program.configuration == step)
             prompts = self._prompts[key_of_program(self._manifest, program)]
@@ -172,7 +173,7 @@ class _Measuring:
         await asyncio.sleep(_REST_SECONDS)
         replies = await asyncio.gather(*(self._ask(entry, num_tokens) for _ in range(count)))
         last = max(replies, key=lambda reply: reply.ttft_seconds or 0.0)
-        queue = ModelQueue.of(entry, kv_bytes_per_s=None)
+        queue = self._queues[entry.name]
         shapes = queue.smallest("decode", batch=count) or queue.longest("decode")
         program = self._programs[f"{entry.name}/{shapes.id}"]
         context = min((last.input_tokens or 0) + num_tokens / 2, shapes.context)
