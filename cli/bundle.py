@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,8 +95,15 @@ def _build(spec: BundleSpec, destination: Path, base: Path, *, as_json: bool) ->
         print_json(_data(built, errors))
     else:
         _print(built)
-    for error in errors:
-        note(f"warning: {error}")
+    for warning in (*errors, *_made_dense(spec, built)):
+        note(f"warning: {warning}")
+
+
+def _made_dense(spec: BundleSpec, built: Bundle) -> Iterator[str]:
+    """Yields a line for each model whose weights were to stay as they are stored, and could not."""
+    for model in built.manifest.models:
+        if spec.models[model.name].weights == "stored" and getattr(model.config, "stored_form", None) is None:
+            yield f"model {model.name!r}: its weights are dense; {model.source} stores them in no form that is kept"
 
 
 def _data(built: Bundle, errors: tuple[str, ...]) -> dict[str, object]:

@@ -58,6 +58,8 @@ __all__ = ["Draw", "Record", "SimExecutor", "Simulation", "simulate"]
 
 Draw: TypeAlias = Callable[[str, tuple[int, ...], int, int], int]  # (model, prompt, position, seed) -> token
 
+_RESTED_SECONDS = 0.1  # during which the engine did nothing: the next step is one after a rest
+
 
 @dataclass(frozen=True)
 class Record:
@@ -109,19 +111,21 @@ class SimExecutor:
         if not isinstance(self._draw, int):
             self._requests[request.id] = request
 
-    def run(self, step: Step, within_seconds: float = float("inf")) -> tuple[float, Event]:
+    def run(self, step: Step, within_seconds: float = float("inf"), *, is_rested: bool = False) -> tuple[float, Event]:
         """Returns how many seconds a step takes, and the event that ends it.
 
         Args:
             step: Several decode steps in one action end early with the one during which something else happens.
             within_seconds: When that is.
+            is_rested: Whether the engine did nothing for a while before.
         """
-        cost, reading_seconds = self.step_cost(step), 0.0
+        cost = self.step_cost(step)
+        more = cost.rested if is_rested else 0.0
         if self._is_reading:
-            self._is_reading, reading_seconds = False, self._serving.reading_seconds
+            self._is_reading, more = False, more + self._serving.reading_seconds
         if self._is_broken is not None and self._is_broken(step):
             failed = StepFailed(step.step_id, f"step {step.step_id} of {step.model} was made to fail")
-            return cost.first + reading_seconds, failed
+            return cost.first + more, failed
         tokens: tuple[tuple[int, ...], ...] = ()
         seconds = cost.first
         match step:
@@ -134,7 +138,7 @@ class SimExecutor:
                 tokens = self._verify(step)
             case Embed():
                 pass
-        return seconds + reading_seconds, StepDone(step.step_id, tokens)
+        return seconds + more, StepDone(step.step_id, tokens)
 
     def evict(self) -> float:
         """Returns how long the engine takes to drop a model."""
@@ -291,8 +295,9 @@ class Simulation:
         """Returns the events that an action leads to, and when."""
         match action:
             case Prefill() | Decode() | Verify() | Embed():
-                rest = self._agenda[0][0] - self.now if self._agenda else float("inf")
-                seconds, event = self._executor.run(action, rest)
+                until_next = self._agenda[0][0] - self.now if self._agenda else float("inf")
+                is_rested = self.now - self._free_at >= _RESTED_SECONDS
+                seconds, event = self._executor.run(action, until_next, is_rested=is_rested)
                 self._free_at = self.now + seconds
                 return [(self._free_at, event)]
             case SaveBlocks() | LoadBlocks():

@@ -6,9 +6,10 @@ own time is `step_seconds` and, for each answer under way, `sequence_seconds`: t
 waits for a first token beside the steps for it is `request_seconds`. Client and server share the machine, as in a
 benchmark: the client's part of a token is in these numbers.
 
-A prompt's program takes longer after a rest than over and over. What prompts took that one step computed takes the
-place of what the program alone took: halfway between the median after a rest and that of those at once after another,
-of all models that have the program. Models and sizes are asked in turns, so that a disturbance meets all alike.
+A prompt's program takes longer among requests than over and over, and longer still after a rest. What prompts took
+that one step computed takes the place of what the program alone took: the median of those at once after another, and
+what the median of those after a rest is above it, both of all models that have the program. Models and sizes are asked
+in turns, so that a disturbance meets all alike.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _PROMPT_WORDS = 8
 _MOST_TOKENS = 17  # of an answer: long ones, for as long without a rest, take more time a token
 _NUM_ROUNDS = 3
 _NUM_RUNS = 3  # of a model in a round
-_REST_SECONDS = 0.2  # before answers, and before every other first token
+_REST_SECONDS = 0.3  # before answers, and before every other first token
 _FULL = 2 / 3  # of a step, that a prompt is, about: words are not all as many tokens
 
 
@@ -206,14 +207,14 @@ def _as_served(program: ProgramSeconds, prompts: _Prompts, beside: float) -> Pro
 
     >>> found = _Prompts(rested=[(0.5, 3.0), (0.5, 9.0), (0.25, 2.75)], at_once=[(0.5, 2.0)])
     >>> _as_served(ProgramSeconds(0.5, context_seconds=1.0), found, 0.5)
-    ProgramSeconds(seconds=1.5, context_seconds=1.0)
+    ProgramSeconds(seconds=1.0, context_seconds=1.0, rested_seconds=1.0)
     """
-    medians = [
-        statistics.median(whole - share * program.context_seconds for share, whole in found)
-        for found in (prompts.rested, prompts.at_once)
-        if found
-    ]
-    return replace(program, seconds=max(program.seconds, statistics.fmean(medians) - beside))
+
+    def own(found: Sequence[tuple[float, float]]) -> float:
+        return statistics.median(whole - share * program.context_seconds for share, whole in found) - beside
+
+    seconds = max(program.seconds, own(prompts.at_once or prompts.rested))
+    return replace(program, seconds=seconds, rested_seconds=max(0.0, own(prompts.rested or prompts.at_once) - seconds))
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

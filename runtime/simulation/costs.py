@@ -1,7 +1,8 @@
 """What steps take: the programs' own time as measured, and what the host adds to it.
 
 A program's time is that of its configuration, however many of its rows are used; it grows with the longest context in
-the step. The host's constants are the target's (`Serving`): so much for each step, and for each token that is drawn.
+the step, and is longer after a rest, where that was measured. The host's constants are the target's (`Serving`): so
+much for each step, and for each token that is drawn.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ __all__ = ["StepCost", "StepSeconds", "measured_costs", "serving_of"]
 
 
 class StepSeconds(NamedTuple):
-    """Time of a step; of several decode steps in one action each takes `growth` more than the one before."""
+    """Time of a step: after a rest it takes `rested` more.
+
+    Of several decode steps in one action each takes `growth` more than the one before.
+    """
 
     first: float
     growth: float = 0.0
+    rested: float = 0.0
 
     def total(self, num_steps: int) -> float:
         """Returns what the first so many steps take together."""
@@ -78,6 +83,6 @@ def measured_costs(models: Sequence[ModelEntry], target: Target) -> StepCost:
         first = program.seconds + longest * a_token + serving.step_seconds + num_drawn * serving.sequence_seconds
         if isinstance(step, Verify):
             return StepSeconds(first + drafting(step, longest))
-        return StepSeconds(first, a_token if isinstance(step, Decode) else 0.0)
+        return StepSeconds(first, a_token if isinstance(step, Decode) else 0.0, program.rested_seconds)
 
     return cost

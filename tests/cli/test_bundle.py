@@ -28,6 +28,13 @@ def test_a_bundle_beyond_its_budget_is_made_with_a_warning(plait, bundle_file: P
     assert "model 'embed' needs" in outcome.err
 
 
+def test_weights_that_cannot_stay_as_they_are_stored_are_said_to_be_dense(plait, bundle_file: Path) -> None:
+    bundle_file.write_text(bundle_file.read_text().replace("batch: 1", "batch: 1, weights: stored"))
+    outcome = plait("bundle", bundle_file)
+    assert outcome.code == 0
+    assert "warning: model 'embed': its weights are dense; bert stores them in no form that is kept" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

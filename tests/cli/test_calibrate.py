@@ -65,6 +65,7 @@ def test_a_bundle_s_programs_and_its_serving_are_in_the_target(plait, tiny_bundl
     }
     assert set(serving.programs) == programs
     assert all(found.seconds + found.context_seconds > 0 for found in serving.programs.values())
+    assert any(found.rested_seconds > 0 for found in serving.programs.values())
     first, second = (
         {p.configuration.id: serving.programs[f"{entry.name}/{p.configuration.id}"] for p in entry.programs}
         for entry in load(tiny_bundle).manifest.models[:2]

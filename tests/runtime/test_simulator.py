@@ -114,14 +114,29 @@ def test_later_decode_steps_of_an_action_take_longer():
 def test_a_step_costs_its_program_its_context_and_what_the_host_adds():
     chat = decoder(step_seconds=9.0)
     shapes = Configuration("decode", 2, 1, 16)
-    programs = {f"chat/{shapes.id}": ProgramSeconds(0.1, context_seconds=0.016)}
+    programs = {f"chat/{shapes.id}": ProgramSeconds(0.1, context_seconds=0.016, rested_seconds=0.5)}
     serving = Serving(step_seconds=0.01, sequence_seconds=0.002, programs=programs)
     cost = measured_costs([chat], replace(target(), serving=serving))
     entries = tuple(SequenceEntry(i, (5,), 3 + i, (), Sampling(0.0, 1.0, 0), 0) for i in range(2))
     step = cost(Decode(1, "chat", shapes, entries, 1))
-    assert (step.first, step.growth) == (pytest.approx(0.1 + 5 * 0.001 + 0.01 + 2 * 0.002), pytest.approx(0.001))
+    assert step == pytest.approx((0.1 + 5 * 0.001 + 0.01 + 2 * 0.002, 0.001, 0.5))
     chunk = Prefill(2, "chat", Configuration("prefill", 1, 4, 16), (entries[0]._replace(sampling=None),))
     assert cost(chunk) == StepSeconds(9.0 + 0.01)  # not calibrated: as the manifest says
+
+
+def test_the_first_step_after_a_rest_takes_longer():
+    def cost(step: Step) -> StepSeconds:
+        return StepSeconds(1.0, rested=0.25)
+
+    times_and_tokens = ((10.0, 3), (13.4, 1), (15.0, 1))
+    arrivals = [(at, generate(number, max_tokens=count)) for number, (at, count) in enumerate(times_and_tokens)]
+    executor = SimExecutor([decoder()], target(), draw=1, step_cost=cost)
+    records = simulate(Scheduler([decoder()], TierBudget(10**6, 10**6), tiered=True), executor, arrivals)
+    issued = [r.at_seconds for r in records if isinstance(r.item, Prefill | Decode)]
+    ended = [r.at_seconds for r in records if isinstance(r.item, StepDone)]
+    steps = [(begin - last, end - begin) for last, begin, end in zip([0.0, *ended[:-1]], issued, ended, strict=True)]
+    assert [rest > 0.1 for rest, _ in steps] == [True, False, False, False, True]
+    assert [seconds for _, seconds in steps] == pytest.approx([1.25, 1.0, 1.0, 1.0, 1.25])
 
 
 def test_the_pool_of_a_model_that_comes_to_hbm_is_cleared():
