@@ -16,6 +16,7 @@ from plait.compiler.bundle.build import build_bundle
 from plait.compiler.bundle.reader import open_bundle
 from plait.compiler.bundle.spec import BundleSpec
 from plait.errors import ConfigurationError, ExecutionError
+from plait.runtime.bench.switching import agent as agent_loop
 from plait.runtime.bench.switching.agent import ANSWER_TOKENS, Roles
 from plait.runtime.bench.switching.child import RemoteStation
 from plait.runtime.bench.switching.intervals import estimate, ratio
@@ -77,6 +78,24 @@ def test_a_bundle_without_the_roles_is_refused(bundle: Path, missing: str) -> No
     rest = tuple(entry for entry in manifest.models if entry.name != missing)
     with pytest.raises(ConfigurationError, match="'agent' has too little for the agent: four chat models or more"):
         Roles.of(dataclasses.replace(manifest, models=rest))
+
+
+def test_no_prompt_comes_twice_whatever_the_look_ahead(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    text = agent_loop.chat_text
+
+    def chat_text(number: int, passage: str) -> str:
+        asked.append(text(number, passage))
+        return asked[-1]
+
+    monkeypatch.setattr(agent_loop, "chat_text", chat_text)
+    station = opened(StationSpec(bundle, "half", "all", None))
+    try:
+        for ahead in ("declared", "learned", "none"):
+            station.block(ahead, 2)
+    finally:
+        station.close()
+    assert len(set(asked)) == len(asked) == 3 * (1 + 2)
 
 
 @pytest.mark.long
