@@ -40,6 +40,7 @@ Room: TypeAlias = Literal["all", "half", "one"]
 
 _REST_SECONDS = 0.005  # between two looks whether everything has come to rest
 _MOST_SECONDS = 300.0  # until it has, and until programs are loaded
+_NUMBERS_APART = 10_000  # of turns with different look-aheads; they begin with the same pair of models
 _ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
 
 
@@ -110,6 +111,7 @@ class LocalStation:
 
     spec: StationSpec
     _looks: dict[Ahead, LookAhead] = field(init=False)
+    _numbers: dict[Ahead, Iterator[int]] = field(init=False)  # of the turns of each look-ahead
 
     def __post_init__(self) -> None:
         bundle = open_bundle(self.spec.bundle)
@@ -136,17 +138,18 @@ class LocalStation:
             "learned": LookAhead(),
             "none": LookAhead(max_steps=0),
         }
-        self._numbers = itertools.count()  # of turns and prompts, whatever the look-ahead: no prompt comes twice
+        starts = itertools.count(0, _NUMBERS_APART)  # no prompt comes twice, or the KV cache would have it
+        self._numbers = {ahead: itertools.count(start) for ahead, start in zip(self._looks, starts, strict=False)}
         self._copied = (np.ones(0, np.uint8), np.ones(0, np.uint8))
 
     def block(self, ahead: Ahead, num_turns: int, *, cold_files: bool = False) -> Block:
         """Runs turns; as `Station.block`."""
         self._rest()
         self._runtime.look_ahead_by(self._looks[ahead])
-        asyncio.run(self._turns(1, cold_files))
+        asyncio.run(self._turns(ahead, 1, cold_files))
         share = float(np.mean([cached_share(self._files[name]) for name in self._roles.decoders]))
         with self._transfers() as records:
-            turns = asyncio.run(self._turns(num_turns, cold_files))
+            turns = asyncio.run(self._turns(ahead, num_turns, cold_files))
         self._rest()
         arrived = [record for record in records if record.destination == "hbm"]
         return Block(tuple(turns), len(arrived), sum(record.num_bytes for record in arrived), share)
@@ -173,7 +176,7 @@ class LocalStation:
         self._runtime.watch(timeline.see)
         began = time.monotonic()
         try:
-            asyncio.run(self._turns(num_turns, cold_files=False))
+            asyncio.run(self._turns(ahead, num_turns, cold_files=False))
             self._rest()
         finally:
             self._runtime.watch(None)
@@ -183,12 +186,12 @@ class LocalStation:
         """Frees everything."""
         self._runtime.close()
 
-    async def _turns(self, num_turns: int, cold_files: bool) -> list[Turn]:
+    async def _turns(self, ahead: Ahead, num_turns: int, cold_files: bool) -> list[Turn]:
         turns: list[Turn] = []
         for _ in range(num_turns):
             if cold_files:
                 self._drop_files()
-            turns.append(await self._agent.turn(next(self._numbers)))
+            turns.append(await self._agent.turn(next(self._numbers[ahead])))
         return turns
 
     def _rest(self) -> None:
@@ -236,7 +239,7 @@ class LocalStation:
 
     def _first_token(self, model: str) -> float:
         """Returns the time to the first token of a short prompt that no cache knows."""
-        prompt = self._runtime.tokenize(model, f"{next(self._numbers):05}")
+        prompt = self._runtime.tokenize(model, f"{next(self._numbers['none']):05}")
         return self._runtime.complete(model, prompt, _ONE_TOKEN).usage.time_to_first_token_seconds
 
     def _memcpy_seconds(self, num_bytes: int) -> float:
