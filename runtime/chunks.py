@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -46,9 +47,13 @@ class ChunkCopier:
         self._threads.shutdown()
 
     def copy(
-        self, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray] | None, chunk_bytes: int
+        self,
+        source: Mapping[str, Tensor],
+        destination: Mapping[str, np.ndarray] | None,
+        chunk_bytes: int,
+        within: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> Generator[tuple[Mapping[str, Tensor], int], None, None]:
-        """Yields the tensors that are whole with a chunk, and its bytes, while the next chunk is copied.
+        """Yields the tensors that are whole with a chunk, and its bytes; by default while the next chunk is copied.
 
         No copy is under way any more once the iterator is closed.
 
@@ -56,6 +61,7 @@ class ChunkCopier:
             source: What to copy.
             destination: Where to; None yields the sources themselves, for somebody else to copy.
             chunk_bytes: About as many are in a chunk.
+            within: Where each chunk is to be copied, and nothing beside; anywhere by default.
         """
         if destination is None:
             for strip in _strips(source, chunk_bytes, divides=False):
@@ -65,10 +71,12 @@ class ChunkCopier:
         ahead: deque[tuple[list[_Strip], list[Future[None]]]] = deque()
         try:
             while chunk := list(itertools.islice(strips, _NUM_THREADS)):
-                ahead.append(
-                    (chunk, [self._threads.submit(_copy_strip, strip, source, destination) for strip in chunk])
-                )
-                if len(ahead) > 1:
+                with within() if within is not None else nullcontext():
+                    copies = [self._threads.submit(_copy_strip, strip, source, destination) for strip in chunk]
+                    ahead.append((chunk, copies))
+                    if within is not None:
+                        wait(copies)
+                if len(ahead) > 1 or within is not None:
                     yield _arrived(*ahead.popleft(), destination)
             while ahead:
                 yield _arrived(*ahead.popleft(), destination)

@@ -45,6 +45,7 @@ from .events import (
     Transfer,
     Verify,
 )
+from .gaps import StepGaps
 from .pool_copies import PoolCopier, SavedBlock
 from .program_loader import Awaited, ProgramLoader
 from .sampler import Proposal, draw_logprobs, propose, sample
@@ -85,7 +86,8 @@ class JaxExecutor:
         loads = _device_loads(bundle.manifest.models, lambda share: share.weights_bytes)
         needed = sum(min(hbm_bytes, load) for load in loads)
         has_stand_in = target.kind == "tiered" and jax.default_backend() == "cpu"
-        self._copier = Copier(bundle, target, Arena(needed) if has_stand_in else None)
+        self._gaps = StepGaps()
+        self._copier = Copier(bundle, target, Arena(needed) if has_stand_in else None, self._gaps)
         self._link = target.link("ddr", "hbm") if target.kind == "tiered" else None
         self._pool_copiers: dict[str, Awaited[PoolCopier]] = {}  # of decoders
         self._copies: dict[str, list[tuple[int, int]]] = {}  # of blocks, to be made before a model's next step
@@ -262,8 +264,9 @@ class JaxExecutor:
             tokens[row, : len(entry.tokens)] = entry.tokens
             lengths[row] = len(entry.tokens)
         inputs = {"tokens": tokens, "lengths": lengths}
-        vectors, _ = self._executable(step.model, shapes)(self._tiers["hbm"][step.model].weights, inputs, [])
-        result = np.array(vectors)
+        with self._gaps.step():
+            vectors, _ = self._executable(step.model, shapes)(self._tiers["hbm"][step.model].weights, inputs, [])
+            result = np.array(vectors)
         for row, entry in enumerate(step.entries):
             self.vectors[entry.request_id, entry.index] = result[row]
         return StepDone(step.step_id)
@@ -388,8 +391,9 @@ class JaxExecutor:
             lengths[row] = len(entry.tokens)
             tables[row, : len(entry.blocks)] = entry.blocks
         inputs = {"tokens": tokens, "start": start, "lengths": lengths, "tables": tables}
-        logits, hot.pools[:] = self._executable(model, shapes)(hot.weights, inputs, hot.pools)
-        return np.asarray(logits)
+        with self._gaps.step():
+            logits, hot.pools[:] = self._executable(model, shapes)(hot.weights, inputs, hot.pools)
+            return np.asarray(logits)
 
     def _draw(
         self, logits: np.ndarray, entry: SequenceEntry, ends: Sequence[int], proposal: Proposal | None = None

@@ -28,6 +28,7 @@ from ..models.config import DecoderConfig
 from .arena import Arena, aligned_empty, padded
 from .chunks import ChunkCopier, Pace, Tensor
 from .events import TierName, Transfer
+from .gaps import StepGaps
 from .parts import assemble, host_parts, shards
 
 __all__ = ["Copier", "Moved", "TransferRecord"]
@@ -118,12 +119,14 @@ class Copier:
         bundle: Where weights come from.
         target: Its tiers and links.
         arena: Memory that stands in for the devices' own; None where they have some, or alias files.
+        gaps: Between steps, for copies into the arena.
     """
 
-    def __init__(self, bundle: Bundle, target: Target, arena: Arena | None) -> None:
+    def __init__(self, bundle: Bundle, target: Target, arena: Arena | None, gaps: StepGaps) -> None:
         self._bundle = bundle
         self._target = target
         self._arena = arena
+        self._gaps = gaps
         self._chunks = ChunkCopier()
 
     def close(self) -> None:
@@ -170,7 +173,8 @@ class Copier:
                     views = {name: view for block in blocks[number] for name, view in block.views.items()}
                 pace.next_device()
                 landed: list[Mapping[str, Tensor]] = []  # in memory that stands in for the device's
-                with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes)) as chunks:
+                between = self._gaps.chunk if arena is not None and source is not None and pace.is_kept else None
+                with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes, between)) as chunks:
                     for whole, num_bytes in chunks:
                         if views is None or pace.is_kept:
                             arrived[number] |= _put(whole, kind, number)

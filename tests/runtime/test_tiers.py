@@ -21,6 +21,7 @@ from plait.runtime.arena import Arena
 from plait.runtime.chunks import ChunkCopier
 from plait.runtime.engine import Runtime
 from plait.runtime.events import Action, Event, Transfer, TransferCancelled
+from plait.runtime.gaps import StepGaps
 from plait.runtime.request import SamplingParams
 from plait.runtime.tiers import Copier, Moved
 
@@ -40,7 +41,7 @@ def arena(bundle: Bundle) -> Arena:
 
 @pytest.fixture
 def copier(bundle: Bundle, arena: Arena) -> Iterator[Copier]:
-    copier = Copier(bundle, bundle.manifest.target, arena)
+    copier = Copier(bundle, bundle.manifest.target, arena, StepGaps())
     yield copier
     copier.close()
 
