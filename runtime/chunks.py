@@ -99,6 +99,11 @@ class Pace:
         """Whether the link has a pace, which copies wait for."""
         return self._link.pace
 
+    @property
+    def due(self) -> float:
+        """When the link would have moved what has arrived, by `time.perf_counter`."""
+        return self._began + self._link.latency_seconds + self._device_bytes / self._link.bandwidth_bytes_per_s
+
     def next_device(self) -> None:
         """Begins to count another device's bytes."""
         self._device_bytes = 0
@@ -108,8 +113,7 @@ class Pace:
         self._device_bytes += num_bytes
         self.done_bytes = max(self.done_bytes, self._device_bytes)
         if self.is_kept:
-            due = self._began + self._link.latency_seconds + self._device_bytes / self._link.bandwidth_bytes_per_s
-            wait = due - time.perf_counter()
+            wait = self.due - time.perf_counter()
             if wait > 0:
                 time.sleep(wait)
                 self.slept_seconds += wait

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 __all__ = ["StepGaps"]
 
-_MOST_STEP_SECONDS = 0.05  # that a chunk waits for the end of a step: a decode step is shorter, a long prompt's is not
+_MOST_LATE_SECONDS = 0.05  # that a chunk waits for the end of a step: a decode step is shorter, a long prompt's is not
 _MOST_DELAY_SECONDS = 0.01  # for which a step lets further chunks go first
 
 
@@ -31,7 +31,7 @@ class StepGaps:
     def step(self) -> Iterator[None]:
         """Computes inside, once the chunk under way is copied."""
         with self._changed:
-            self._waits_since = time.monotonic()
+            self._waits_since = time.perf_counter()
             self._changed.wait_for(lambda: not self._is_copying)
             self._waits_since, self._is_computing = float("inf"), True
         try:
@@ -42,10 +42,14 @@ class StepGaps:
                 self._changed.notify_all()
 
     @contextmanager
-    def chunk(self) -> Iterator[None]:
-        """Copies inside: when nothing is computed, or after a while whatever is."""
+    def chunk(self, due: float) -> Iterator[None]:
+        """Copies inside: when nothing is computed, or once it is too late to wait any longer.
+
+        Args:
+            due: When the link would begin, by `time.perf_counter`.
+        """
         with self._changed:
-            self._changed.wait_for(self._is_gap, _MOST_STEP_SECONDS)
+            self._changed.wait_for(self._is_gap, max(0.0, due + _MOST_LATE_SECONDS - time.perf_counter()))
             self._is_copying = True
         try:
             yield
@@ -55,4 +59,4 @@ class StepGaps:
                 self._changed.notify_all()
 
     def _is_gap(self) -> bool:
-        return not self._is_computing and time.monotonic() - self._waits_since < _MOST_DELAY_SECONDS
+        return not self._is_computing and time.perf_counter() - self._waits_since < _MOST_DELAY_SECONDS

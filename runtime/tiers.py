@@ -173,8 +173,9 @@ class Copier:
                     views = {name: view for block in blocks[number] for name, view in block.views.items()}
                 pace.next_device()
                 landed: list[Mapping[str, Tensor]] = []  # in memory that stands in for the device's
-                between = self._gaps.chunk if arena is not None and source is not None and pace.is_kept else None
-                with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes, between)) as chunks:
+                stands_in = arena is not None and source is not None and pace.is_kept
+                within = (lambda: self._gaps.chunk(pace.due)) if stands_in else None
+                with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes, within)) as chunks:
                     for whole, num_bytes in chunks:
                         if views is None or pace.is_kept:
                             arrived[number] |= _put(whole, kind, number)

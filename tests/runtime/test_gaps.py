@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
@@ -18,9 +18,14 @@ A_WHILE = 0.05  # seconds, in which one that can go on would have
 
 @pytest.fixture
 def gaps(monkeypatch: pytest.MonkeyPatch) -> StepGaps:
-    monkeypatch.setattr(module, "_MOST_STEP_SECONDS", SOON)
+    monkeypatch.setattr(module, "_MOST_LATE_SECONDS", SOON)
     monkeypatch.setattr(module, "_MOST_DELAY_SECONDS", SOON)
     return StepGaps()
+
+
+def now(gaps: StepGaps) -> AbstractContextManager[None]:
+    """A chunk that is due now."""
+    return gaps.chunk(time.perf_counter())
 
 
 @contextmanager
@@ -44,22 +49,22 @@ def beside(inside: Callable) -> Iterator[threading.Event]:
 def test_a_chunk_waits_for_the_end_of_a_step(gaps: StepGaps) -> None:
     with ExitStack() as stack:
         with gaps.step():
-            copied = stack.enter_context(beside(gaps.chunk))
+            copied = stack.enter_context(beside(lambda: now(gaps)))
             assert not copied.wait(A_WHILE)
         assert copied.wait(SOON)
 
 
 def test_a_step_waits_for_the_chunk_under_way(gaps: StepGaps) -> None:
     with ExitStack() as stack:
-        with gaps.chunk():
+        with now(gaps):
             computed = stack.enter_context(beside(gaps.step))
             assert not computed.wait(A_WHILE)
         assert computed.wait(SOON)
 
 
 def test_a_chunk_does_not_wait_for_a_long_step(gaps: StepGaps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_STEP_SECONDS", 0.01)
-    with gaps.step(), beside(gaps.chunk) as copied:
+    monkeypatch.setattr(module, "_MOST_LATE_SECONDS", 0.0)
+    with gaps.step(), beside(lambda: now(gaps)) as copied:
         assert copied.wait(SOON)
 
 
@@ -76,21 +81,21 @@ def test_a_step_that_has_waited_long_enough_goes_before_the_next_chunk(
             yield
 
     with ExitStack() as stack:
-        with gaps.chunk():
+        with now(gaps):
             stack.enter_context(beside(step))
             deadline = time.monotonic() + SOON
             while gaps._waits_since == float("inf") and time.monotonic() < deadline:
                 time.sleep(0.001)
-        with gaps.chunk():
+        with now(gaps):
             order.append("chunk")
     assert order == ["step", "chunk"]
 
 
 def test_what_fails_inside_leaves_the_way_free(gaps: StepGaps) -> None:
-    for inside in (gaps.step, gaps.chunk):
+    for inside in (gaps.step, lambda: now(gaps)):
         with pytest.raises(RuntimeError), inside():
             raise RuntimeError("the device failed")
     with gaps.step():
         pass
-    with gaps.chunk():
+    with now(gaps):
         pass
