@@ -264,8 +264,9 @@ class JaxExecutor:
             tokens[row, : len(entry.tokens)] = entry.tokens
             lengths[row] = len(entry.tokens)
         inputs = {"tokens": tokens, "lengths": lengths}
+        executable = self._executable(step.model, shapes)
         with self._gaps.step():
-            vectors, _ = self._executable(step.model, shapes)(self._tiers["hbm"][step.model].weights, inputs, [])
+            vectors, _ = executable(self._tiers["hbm"][step.model].weights, inputs, [])
             result = np.array(vectors)
         for row, entry in enumerate(step.entries):
             self.vectors[entry.request_id, entry.index] = result[row]
@@ -391,8 +392,9 @@ class JaxExecutor:
             lengths[row] = len(entry.tokens)
             tables[row, : len(entry.blocks)] = entry.blocks
         inputs = {"tokens": tokens, "start": start, "lengths": lengths, "tables": tables}
+        executable = self._executable(model, shapes)
         with self._gaps.step():
-            logits, hot.pools[:] = self._executable(model, shapes)(hot.weights, inputs, hot.pools)
+            logits, hot.pools[:] = executable(hot.weights, inputs, hot.pools)
             return np.asarray(logits)
 
     def _draw(
