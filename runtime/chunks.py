@@ -69,14 +69,15 @@ class ChunkCopier:
             return
         strips = _strips(source, max(1, chunk_bytes // _NUM_THREADS), divides=True)
         ahead: deque[tuple[list[_Strip], list[Future[None]]]] = deque()
+        most_ahead = 1 if within is None else 0
         try:
             while chunk := list(itertools.islice(strips, _NUM_THREADS)):
                 with within() if within is not None else nullcontext():
                     copies = [self._threads.submit(_copy_strip, strip, source, destination) for strip in chunk]
                     ahead.append((chunk, copies))
-                    if within is not None:
+                    if not most_ahead:
                         wait(copies)
-                if len(ahead) > 1 or within is not None:
+                if len(ahead) > most_ahead:
                     yield _arrived(*ahead.popleft(), destination)
             while ahead:
                 yield _arrived(*ahead.popleft(), destination)

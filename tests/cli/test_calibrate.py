@@ -7,7 +7,7 @@ import pytest
 from plait import load
 from plait.compiler import calibrate as calibration
 from plait.compiler.calibrate import CalibrationSizes
-from plait.compiler.target import load_target
+from plait.compiler.target import ProgramSeconds, load_target
 from plait.compiler.target_sources import source_of
 from plait.runtime.bench import programs as programs_measure
 from plait.runtime.bench import serving as serving_measure
@@ -76,6 +76,14 @@ def test_a_bundle_s_programs_and_its_serving_are_in_the_target(plait, tiny_bundl
     data = plait("simulate", "trace", tiny_bundle, "--target", file, *options).data
     assert (data["answered"], data["costs"]) == (5, "steps as calibrated")
     assert data["ttft_seconds"]["p50"] >= serving.request_seconds
+
+
+def test_what_a_prompt_takes_more_after_a_rest_is_kept_apart() -> None:
+    prompts = serving_measure._Prompts(rested=[(0.5, 3.0), (0.5, 9.0), (0.25, 2.75)], at_once=[(0.5, 2.0)])
+    alone = ProgramSeconds(0.5, context_seconds=1.0)
+    assert serving_measure._as_served(alone, prompts, 0.5) == ProgramSeconds(1.0, 1.0, 1.0)
+    faster = serving_measure._Prompts(rested=[(0.5, 1.5)], at_once=[(0.5, 2.0)])
+    assert serving_measure._as_served(alone, faster, 0.5) == ProgramSeconds(1.0, 1.0, 0.0)
 
 
 def test_a_bundle_that_generates_nothing_is_one_line(plait, bundle_file: Path) -> None:
