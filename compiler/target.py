@@ -136,7 +136,7 @@ class ProgramSeconds:
 
     seconds: float  # of a step without a context
     context_seconds: float = 0.0  # more, of one with the longest context
-    rested_seconds: float = 0.0  # more, of one after a rest
+    rested_seconds: float = 0.0  # more, of one after a rest; some of them after a short one, or little work since
 
 
 @dataclass(frozen=True)

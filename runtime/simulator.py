@@ -58,7 +58,7 @@ __all__ = ["Draw", "Record", "SimExecutor", "Simulation", "simulate"]
 
 Draw: TypeAlias = Callable[[str, tuple[int, ...], int, int], int]  # (model, prompt, position, seed) -> token
 
-_RESTED_SECONDS = 0.1  # during which the engine did nothing: the next step is one after a rest
+_REST_SECONDS = 0.15  # after which the engine is wholly rested, and of work after which it is no longer
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,16 @@ class SimExecutor:
         if not isinstance(self._draw, int):
             self._requests[request.id] = request
 
-    def run(self, step: Step, within_seconds: float = float("inf"), *, is_rested: bool = False) -> tuple[float, Event]:
+    def run(self, step: Step, within_seconds: float = float("inf"), *, rest: float = 0.0) -> tuple[float, Event]:
         """Returns how many seconds a step takes, and the event that ends it.
 
         Args:
             step: Several decode steps in one action end early with the one during which something else happens.
             within_seconds: When that is.
-            is_rested: Whether the engine did nothing for a while before.
+            rest: How rested the engine is: 0 amid work, 1 when it has done nothing for a while.
         """
         cost = self.step_cost(step)
-        more = cost.rested if is_rested else 0.0
+        more = rest * cost.rested
         if self._is_reading:
             self._is_reading, more = False, more + self._serving.reading_seconds
         if self._is_broken is not None and self._is_broken(step):
@@ -179,7 +179,7 @@ class SimExecutor:
         link, serving = self._target.link("ddr", "hbm"), self._serving
         a_group = serving.save_seconds if isinstance(action, SaveBlocks) else serving.load_seconds
         seconds = link.latency_seconds + action.num_bytes / link.bandwidth_bytes_per_s
-        seconds = max(seconds, a_group * math.ceil(len(action.copies) / GROUP_BLOCKS))
+        seconds = max(seconds, a_group * math.ceil(len(action.copies) / GROUP_BLOCKS)) + serving.step_seconds
         if self._is_broken is not None and self._is_broken(action):
             return seconds, StepFailed(action.step_id, f"copy {action.step_id} of {action.model} was made to fail")
         return seconds, StepDone(action.step_id)
@@ -245,6 +245,7 @@ class Simulation:
         self._serial = itertools.count()  # of events at the same time, the one that was known first comes first
         self._agenda: list[tuple[float, int, Event]] = []  # a heap
         self._free_at = 0.0  # when the engine takes in the next event
+        self._rest_seconds = 0.0  # of the engine before its last work, that this did not work off
         self._transfers: dict[int, tuple[float, Transfer]] = {}  # under way, with when they began
 
     def send(self, at_seconds: float, event: Event) -> None:
@@ -296,14 +297,11 @@ class Simulation:
         match action:
             case Prefill() | Decode() | Verify() | Embed():
                 until_next = self._agenda[0][0] - self.now if self._agenda else float("inf")
-                is_rested = self.now - self._free_at >= _RESTED_SECONDS
-                seconds, event = self._executor.run(action, until_next, is_rested=is_rested)
-                self._free_at = self.now + seconds
-                return [(self._free_at, event)]
+                seconds, event = self._executor.run(action, until_next, rest=self._rest() / _REST_SECONDS)
+                return [(self._work(seconds), event)]
             case SaveBlocks() | LoadBlocks():
                 seconds, event = self._executor.copy_blocks(action)
-                self._free_at = self.now + seconds
-                return [(self._free_at, event)]
+                return [(self._work(seconds), event)]
             case Transfer():
                 self._transfers[action.transfer_id] = self.now, action
                 return [(self.now + seconds, event) for seconds, event in self._executor.copy(action)]
@@ -319,10 +317,20 @@ class Simulation:
             case _:
                 return []
 
+    def _rest(self) -> float:
+        """Returns for how many seconds the engine has rested that it has not worked off."""
+        return min(self._rest_seconds + max(0.0, self.now - self._free_at), _REST_SECONDS)
+
+    def _work(self, seconds: float) -> float:
+        """Lets the engine's thread work from now on; returns when it will be done."""
+        self._rest_seconds = max(0.0, self._rest() - seconds)
+        self._free_at = max(self._free_at, self.now + seconds)
+        return self._free_at
+
     def _spend(self, seconds: float) -> None:
         """Lets the engine's thread be busy for a while, in the midst of what it does."""
+        self._work(seconds)
         self.now += seconds
-        self._free_at = max(self._free_at, self.now)
 
 
 def simulate(

@@ -6,10 +6,10 @@ own time is `step_seconds` and, for each answer under way, `sequence_seconds`: t
 waits for a first token beside the steps for it is `request_seconds`. Client and server share the machine, as in a
 benchmark: the client's part of a token is in these numbers.
 
-A prompt's program takes longer among requests than over and over, and longer still after a rest. What prompts took
-that one step computed takes the place of what the program alone took: the median of those at once after another, and
-what the median of those after a rest is above it, both of all models that have the program. Models and sizes are asked
-in turns, so that a disturbance meets all alike.
+A prompt's program takes longer among requests than over and over, and longer still after a rest: of 0.2 s and more
+here, and until the machine has worked for as long. What prompts took that one step computed takes the place of what the
+program alone took: the median of those at once after an answer, and what the median of those after a rest is above it,
+both of all models that have the program. Models and sizes are asked in turns, so that a disturbance meets all alike.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _MOST_TOKENS = 17  # of an answer: long ones, for as long without a rest, take m
 _NUM_ROUNDS = 3
 _NUM_RUNS = 3  # of a model in a round
 _REST_SECONDS = 0.3  # before answers, and before every other first token
+_BUSY_TOKENS = 8  # of an answer after which, at once, the other first tokens are asked for
 _FULL = 2 / 3  # of a step, that a prompt is, about: words are not all as many tokens
 
 
@@ -153,6 +154,8 @@ class _Measuring:
             self._words[entry.name] = min(1.0, _PROMPT_WORDS / (few.input_tokens or _PROMPT_WORDS))
         if is_rested:
             await asyncio.sleep(_REST_SECONDS)
+        else:
+            await self._ask(entry, self._num_tokens(entry, 1, _BUSY_TOKENS))
         reply = await self._ask(entry, 1, num_words=max(1, int(self._words[entry.name] * num_tokens)))
         if reply.ttft_seconds is None or reply.computing_seconds is None or reply.input_tokens is None:
             raise ConfigurationError("the server does not say when it began to compute an answer")
@@ -168,9 +171,7 @@ class _Measuring:
 
     async def _beside_decode(self, entry: ModelEntry, count: int) -> float:
         """Returns what a decode step with so many answers under way takes above its program."""
-        assert entry.kv is not None, entry.name
-        room = min(entry.sequence, entry.kv.num_blocks // count * entry.kv.block_tokens)
-        num_tokens = max(2, min(_MOST_TOKENS, room // 2))
+        num_tokens = self._num_tokens(entry, count, _MOST_TOKENS)
         await asyncio.sleep(_REST_SECONDS)
         replies = await asyncio.gather(*(self._ask(entry, num_tokens) for _ in range(count)))
         last = max(replies, key=lambda reply: reply.ttft_seconds or 0.0)
@@ -180,6 +181,13 @@ class _Measuring:
         context = min((last.input_tokens or 0) + num_tokens / 2, shapes.context)
         assert last.tpot_seconds is not None, last
         return last.tpot_seconds - program.seconds - program.context_seconds * context / shapes.context
+
+    @staticmethod
+    def _num_tokens(entry: ModelEntry, count: int, most: int) -> int:
+        """Returns how long answers can be of which so many are under way, 2 at least and so many at most."""
+        assert entry.kv is not None, entry.name
+        room = min(entry.sequence, entry.kv.num_blocks // count * entry.kv.block_tokens)
+        return max(2, min(most, room // 2))
 
     async def _ask(self, entry: ModelEntry, num_tokens: int, *, num_words: int = _PROMPT_WORDS) -> Reply:
         prompt = random_prompt(num_words, random.Random())
