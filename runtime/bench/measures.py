@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ...errors import ConfigurationError
 from .client import Reply
 
-__all__ = ["Bound", "Percentiles", "parse_bound", "percentile", "wilson_interval"]
+__all__ = ["Bound", "Percentiles", "parse_bound", "percentile", "usual_mean", "wilson_interval"]
 
 _NORMAL_95 = 1.959963984540054  # 97.5 % of a standard normal distribution are below
 _METRICS = ("ttft", "tpot", "e2e")
@@ -48,6 +49,16 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def usual_mean(values: Sequence[float]) -> float:
+    """Returns the mean of those that are at most twice the median: what many of them take is their sum.
+
+    >>> usual_mean([1.0, 1.0, 1.6, 90.0])
+    1.2
+    """
+    most = 2 * statistics.median(values)
+    return statistics.fmean(value for value in values if value <= most)
 
 
 def wilson_interval(num_hits: int, num_trials: int) -> tuple[float, float]:

@@ -3,14 +3,14 @@
 Each program runs with its shortest and its longest context on every row of its batch. What the executor does around a
 program (inputs, results, greedy draws) is in its time; scheduling, replies and HTTP are not. Models come and go
 meanwhile, and blocks of their KV pools are copied: what that takes is measured, too. All is measured in several rounds,
-so that a disturbance meets all programs alike, and medians are taken: of a program, of all models that have it.
+so that a disturbance meets all programs alike, and means are taken without what took more than twice the median: of a
+program, of all models that have it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -39,6 +39,7 @@ from ..events import (
 from ..executor import JaxExecutor
 from ..pool_copies import GROUP_BLOCKS
 from ..tiers import TransferRecord
+from .measures import usual_mean
 
 __all__ = ["ProgramKey", "ProgramTimes", "key_of_program", "measure_programs"]
 
@@ -144,7 +145,7 @@ class _Measuring:
         self._evictions.append(self._timed(lambda: self._executor.evict(Evict(entry.name, "hbm"))))
 
     def found(self) -> ProgramTimes:
-        """Returns the medians."""
+        """Returns the means."""
         programs = {
             f"{entry.name}/{program.configuration.id}": self._program(entry, program)
             for entry in self._manifest.models
@@ -153,16 +154,16 @@ class _Measuring:
         return ProgramTimes(
             programs,
             max(self._pools)[1] if self._pools else None,
-            statistics.median(self._saves) if self._saves else 0.0,
-            statistics.median(self._loads) if self._loads else 0.0,
-            statistics.median(self._evictions),
-            statistics.median(self._readings),
+            usual_mean(self._saves) if self._saves else 0.0,
+            usual_mean(self._loads) if self._loads else 0.0,
+            usual_mean(self._evictions),
+            usual_mean(self._readings),
         )
 
     def _program(self, entry: ModelEntry, program: ProgramEntry) -> ProgramSeconds:
         key, shapes = key_of_program(self._manifest, program), program.configuration
         starts = _starts(entry, shapes)
-        short, *more = (statistics.median(self._seconds[key, start]) for start in starts)
+        short, *more = (usual_mean(self._seconds[key, start]) for start in starts)
         if not more:
             return ProgramSeconds(short)
         (long,) = more

@@ -8,8 +8,9 @@ benchmark: the client's part of a token is in these numbers.
 
 A prompt's program takes longer among requests than over and over, and longer still after a rest: of 0.2 s and more
 here, and until the machine has worked for as long. What prompts took that one step computed takes the place of what the
-program alone took: the median of those at once after an answer, and what the median of those after a rest is above it,
-both of all models that have the program. Models and sizes are asked in turns, so that a disturbance meets all alike.
+program alone took: the mean of those at once after an answer, and what the mean of those after a rest is above it, both
+of all models that have the program. Models and sizes are asked in turns, so that a disturbance meets all alike. Means,
+without what took more than twice the median: some percent above medians, and what a request waits for is a sum.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ...compiler.target import ProgramSeconds, Serving
 from ...errors import ConfigurationError
 from ..model_queue import ModelQueue
 from .client import Endpoint, Reply, ask, connect
+from .measures import usual_mean
 from .programs import ProgramKey, ProgramTimes, key_of_program
 from .prompts import random_prompt
 
@@ -86,7 +88,7 @@ async def _measure(url: str, manifest: Manifest, times: ProgramTimes, progress: 
     return Serving(
         step_seconds=step_seconds,
         sequence_seconds=sequence_seconds,
-        request_seconds=max(0.0, statistics.median(measuring.beside_first_tokens)),
+        request_seconds=max(0.0, usual_mean(measuring.beside_first_tokens)),
         pool_bytes_per_s=times.pool_bytes_per_s,
         save_seconds=times.save_seconds,
         load_seconds=times.load_seconds,
@@ -115,7 +117,8 @@ class _Measuring:
         self._programs = programs
         self._queues = {entry.name: ModelQueue.of(entry, kv_bytes_per_s=None) for entry in manifest.models}
         self._words: dict[str, float] = {}  # of a prompt, that a model takes as one token
-        self._decode: defaultdict[tuple[str, int], list[float]] = defaultdict(list)  # by model and answers at once
+        # By model and answers at once: seconds of a decode step as served, and of its program.
+        self._decode: defaultdict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
         self._prompts: defaultdict[ProgramKey, _Prompts] = defaultdict(_Prompts)
         self.beside_first_tokens: list[float] = []  # seconds
 
@@ -123,16 +126,20 @@ class _Measuring:
         """Asks a model for one answer or several of each kind; `counts` if what they take is to be kept."""
         for at_once in _AT_ONCE:
             if at_once <= entry.batch:
-                seconds = await self._beside_decode(entry, at_once)
+                found = await self._decode_step(entry, at_once)
                 if counts:
-                    self._decode[entry.name, at_once].append(seconds)
+                    self._decode[entry.name, at_once].append(found)
         for num_tokens in _prompt_sizes(entry):
             for is_rested in (True, False):
                 await self._first_token(entry, num_tokens, is_rested=is_rested, counts=counts)
 
     def beside_decode(self) -> list[tuple[int, float]]:
-        """Returns numbers of answers at once, and what a decode step takes above its program: medians of each model."""
-        return [(at_once, statistics.median(seconds)) for (_, at_once), seconds in self._decode.items()]
+        """Returns numbers of answers at once, and what a decode step takes above its program: means of each model."""
+        found: list[tuple[int, float]] = []
+        for (_, at_once), runs in self._decode.items():
+            served, alone = zip(*runs, strict=True)
+            found.append((at_once, usual_mean(served) - statistics.fmean(alone)))
+        return found
 
     def prompts_as_served(self, beside: float) -> Iterator[tuple[str, ProgramSeconds]]:
         """Yields programs' names, model/configuration, and what they take such that prompts take what was found.
@@ -169,8 +176,8 @@ class _Measuring:
             found = prompts.rested if is_rested else prompts.at_once
             found.append((reply.input_tokens / step.context, reply.computing_seconds))
 
-    async def _beside_decode(self, entry: ModelEntry, count: int) -> float:
-        """Returns what a decode step with so many answers under way takes above its program."""
+    async def _decode_step(self, entry: ModelEntry, count: int) -> tuple[float, float]:
+        """Returns what a decode step takes with so many answers under way, and what its program takes alone."""
         num_tokens = self._num_tokens(entry, count, _MOST_TOKENS)
         await asyncio.sleep(_REST_SECONDS)
         replies = await asyncio.gather(*(self._ask(entry, num_tokens) for _ in range(count)))
@@ -180,7 +187,7 @@ class _Measuring:
         program = self._programs[f"{entry.name}/{shapes.id}"]
         context = min((last.input_tokens or 0) + num_tokens / 2, shapes.context)
         assert last.tpot_seconds is not None, last
-        return last.tpot_seconds - program.seconds - program.context_seconds * context / shapes.context
+        return last.tpot_seconds, program.seconds + program.context_seconds * context / shapes.context
 
     @staticmethod
     def _num_tokens(entry: ModelEntry, count: int, most: int) -> int:
@@ -219,7 +226,7 @@ def _as_served(program: ProgramSeconds, prompts: _Prompts, beside: float) -> Pro
     """
 
     def own(found: Sequence[tuple[float, float]]) -> float:
-        return statistics.median(whole - share * program.context_seconds for share, whole in found) - beside
+        return usual_mean([whole - share * program.context_seconds for share, whole in found]) - beside
 
     seconds = max(program.seconds, own(prompts.at_once or prompts.rested))
     return replace(program, seconds=seconds, rested_seconds=max(0.0, own(prompts.rested or prompts.at_once) - seconds))

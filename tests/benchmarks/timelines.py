@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 from plait.compiler.target import load_target
 from plait.runtime.engine import Runtime
@@ -64,15 +64,15 @@ def spans(seen: Iterable[tuple[float, Event | Action]]) -> Iterator[Span]:
 
 
 def comparison(real: Sequence[Span], simulated: Sequence[Span]) -> Iterator[str]:
-    """Yields a line for each kind of step, and a heading: how many, and the median of what one took."""
+    """Yields a line for each kind of step, and a heading: how many, and the mean of what one took."""
     found: defaultdict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for which, done in enumerate((real, simulated)):
         for span in done:
             found[span.kind][which].append(1000 * span.seconds)
     yield f"{'':<30} {'real':>6} {'simulated':>10}   {'real ms':>9} {'simulated ms':>13}"
     for kind, (one, other) in sorted(found.items()):
-        medians = (f"{median(each):.1f}" if each else "-" for each in (one, other))
-        yield "{:<30} {:>6} {:>10}   {:>9} {:>13}".format(kind, len(one), len(other), *medians)
+        means = (f"{fmean(each):.1f}" if each else "-" for each in (one, other))
+        yield "{:<30} {:>6} {:>10}   {:>9} {:>13}".format(kind, len(one), len(other), *means)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from plait.errors import ConfigurationError
 from plait.runtime.bench.client import Reply
-from plait.runtime.bench.measures import Bound, Percentiles, parse_bound, wilson_interval
+from plait.runtime.bench.measures import Bound, Percentiles, parse_bound, usual_mean, wilson_interval
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300))
@@ -20,6 +20,12 @@ def test_percentiles_are_those_of_numpy(values: list[float]) -> None:
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
     expected = np.percentile(values, [50, 90, 95, 99])
     assert [found.p50, found.p90, found.p95, found.p99] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_usual_mean_is_without_outliers() -> None:
+    assert usual_mean([1.0, 2.0, 3.0, 100.0]) == pytest.approx(2.0)  # the median is 2.5
+    assert usual_mean([1.0, 1.0, 2.0]) == pytest.approx(4 / 3)
+    assert usual_mean([5.0]) == 5.0
 
 
 def test_nothing_has_no_percentiles() -> None:
