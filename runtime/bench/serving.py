@@ -6,8 +6,8 @@ own time is `step_seconds` and, for each answer under way, `sequence_seconds`: t
 waits for a first token beside the steps for it is `request_seconds`. Client and server share the machine, as in a
 benchmark: the client's part of a token is in these numbers.
 
-A prompt's program takes longer among requests than over and over, and longer still after a rest: of 0.2 s and more
-here, and until the machine has worked for as long. What prompts took that one step computed takes the place of what the
+A prompt's program takes longer among requests than over and over, and longer still after a rest of some tenths of
+a second, until the machine has worked for as long. What prompts took that one step computed takes the place of what the
 program alone took: the mean of those at once after an answer, and what the mean of those after a rest is above it, both
 of all models that have the program. Models and sizes are asked in turns, so that a disturbance meets all alike. Means,
 without what took more than twice the median: some percent above medians, and what a request waits for is a sum.

@@ -2,7 +2,7 @@
 
 A program's time is that of its configuration, however many of its rows are used; it grows with the longest context in
 the step, and is longer after a rest, where that was measured. The host's constants are the target's (`Serving`): so
-much for each step, and for each token that is drawn.
+much for each step, copies of KV blocks included, and for each token that is drawn.
 """
 
 from __future__ import annotations

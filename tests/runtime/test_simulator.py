@@ -149,7 +149,7 @@ def test_a_step_after_a_short_rest_or_little_work_takes_somewhat_longer():
     issued = [r.at_seconds for r in records if isinstance(r.item, Embed)]
     ended = [r.at_seconds for r in records if isinstance(r.item, StepDone)]
     assert issued[1:] == pytest.approx([10.0, 10.08, 10.2])
-    rests = [0.15, 0.15 - 0.08, 0.15 - 0.08 - 0.064 + (10.2 - 10.144)]  # seconds: the last ones worked off but a few
+    rests = [0.15, 0.15 - 0.08, 0.15 - 0.08 - 0.064 + (10.2 - 10.144)]  # seconds, less what was worked off
     more = [end - begin - 0.05 for begin, end in zip(issued, ended, strict=True)][1:]
     assert more == pytest.approx([0.03 * rest / 0.15 for rest in rests])
 
