@@ -52,7 +52,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def usual_mean(values: Sequence[float]) -> float:
-    """Returns the mean of those that are at most twice the median: what many of them take is their sum.
+    """Returns the mean of those that are at most twice the median, none of them negative, for what takes time in sum.
 
     >>> usual_mean([1.0, 1.0, 1.6, 90.0])
     1.2

@@ -88,7 +88,7 @@ async def _measure(url: str, manifest: Manifest, times: ProgramTimes, progress: 
     return Serving(
         step_seconds=step_seconds,
         sequence_seconds=sequence_seconds,
-        request_seconds=max(0.0, usual_mean(measuring.beside_first_tokens)),
+        request_seconds=usual_mean(measuring.beside_first_tokens),
         pool_bytes_per_s=times.pool_bytes_per_s,
         save_seconds=times.save_seconds,
         load_seconds=times.load_seconds,
@@ -168,7 +168,7 @@ class _Measuring:
             raise ConfigurationError("the server does not say when it began to compute an answer")
         if not counts:
             return
-        self.beside_first_tokens.append(reply.ttft_seconds - reply.computing_seconds)
+        self.beside_first_tokens.append(max(0.0, reply.ttft_seconds - reply.computing_seconds))
         step = self._queues[entry.name].next_chunk(reply.input_tokens)
         if step.new_tokens >= reply.input_tokens:
             (program,) = (program for program in entry.programs if program.configuration == step)
