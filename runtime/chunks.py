@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -66,18 +66,24 @@ class ChunkCopier:
         if destination is None:
             for strip in _strips(source, chunk_bytes, divides=False):
                 yield {name: source[name] for name in strip.whole}, strip.num_bytes
-            return
+        elif within is None:
+            yield from self._copy_ahead(source, destination, chunk_bytes)
+        else:  # by this thread: others would begin a while after the gap does
+            for strip in _strips(source, chunk_bytes, divides=True):
+                with within():
+                    _copy_strip(strip, source, destination)
+                yield {name: destination[name] for name in strip.whole}, strip.num_bytes
+
+    def _copy_ahead(
+        self, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray], chunk_bytes: int
+    ) -> Generator[tuple[Mapping[str, Tensor], int], None, None]:
+        """Yields chunks, each while the next one is copied, by all threads."""
         strips = _strips(source, max(1, chunk_bytes // _NUM_THREADS), divides=True)
         ahead: deque[tuple[list[_Strip], list[Future[None]]]] = deque()
-        most_ahead = 1 if within is None else 0
         try:
             while chunk := list(itertools.islice(strips, _NUM_THREADS)):
-                with within() if within is not None else nullcontext():
-                    copies = [self._threads.submit(_copy_strip, strip, source, destination) for strip in chunk]
-                    ahead.append((chunk, copies))
-                    if not most_ahead:
-                        wait(copies)
-                if len(ahead) > most_ahead:
+                ahead.append((chunk, [self._threads.submit(_copy_strip, s, source, destination) for s in chunk]))
+                if len(ahead) > 1:
                     yield _arrived(*ahead.popleft(), destination)
             while ahead:
                 yield _arrived(*ahead.popleft(), destination)
