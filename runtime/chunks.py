@@ -1,4 +1,6 @@
-"""Copies of tensors in chunks, by several threads: a transfer can end after any chunk, and says how far it has come.
+"""Copies of tensors in chunks: a transfer can end after any of them, and says how far it has come.
+
+Several threads copy, and one alone where each chunk has to fit between two steps.
 
 A tensor that is larger than a chunk is divided where its bytes are copied into memory of this process; devices with
 memory of their own get whole tensors.
