@@ -15,12 +15,15 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import numpy as np
 
 from ..compiler.target import Link
+
+if TYPE_CHECKING:
+    from .streaming import StreamedCopy
 
 __all__ = ["ChunkCopier", "Pace", "Tensor"]
 
@@ -72,8 +75,9 @@ class ChunkCopier:
             yield from self._copy_ahead(source, destination, chunk_bytes)
         else:  # by this thread: others would begin a while after the gap does
             for strip in _strips(source, chunk_bytes, divides=True):
+                copy = _prepared(strip, source, destination)
                 with within():
-                    _copy_strip(strip, source, destination)
+                    copy.run()
                 yield {name: destination[name] for name in strip.whole}, strip.num_bytes
 
     def _copy_ahead(
@@ -84,7 +88,7 @@ class ChunkCopier:
         ahead: deque[tuple[list[_Strip], list[Future[None]]]] = deque()
         try:
             while chunk := list(itertools.islice(strips, _NUM_THREADS)):
-                ahead.append((chunk, [self._threads.submit(_copy_strip, s, source, destination) for s in chunk]))
+                ahead.append((chunk, [self._threads.submit(_prepared(s, source, destination).run) for s in chunk]))
                 if len(ahead) > 1:
                     yield _arrived(*ahead.popleft(), destination)
             while ahead:
@@ -149,11 +153,11 @@ def _strips(tensors: Mapping[str, Tensor], most_bytes: int, *, divides: bool) ->
         yield strip
 
 
-def _copy_strip(strip: _Strip, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray]) -> None:
-    from .streaming import copy_bytes  # once there is something to copy: it takes a while
+def _prepared(strip: _Strip, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray]) -> StreamedCopy:
+    from .streaming import StreamedCopy  # once there is something to copy: it takes a while
 
-    for name, begin, end in strip.parts:
-        copy_bytes(_bytes_of(destination[name])[begin:end], _bytes_of(source[name])[begin:end])
+    pieces = [(_bytes_of(destination[name])[i:j], _bytes_of(source[name])[i:j]) for name, i, j in strip.parts]
+    return StreamedCopy(pieces)
 
 
 def _is_flat(tensor: Tensor) -> bool:

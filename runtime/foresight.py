@@ -49,9 +49,11 @@ class Foresight:
         names = {known: name for name, queue in queues.items() for known in (name, *queue.entry.aliases)}
         cycles = [[names[step] for step in steps] for steps in workflows if names.keys() >= set(steps)]
         self.look_ahead = LookAhead(cycles)  # may be replaced while nothing is under way
+        self.num_observed = 0  # requests
 
     def observe(self, request: Request, now: float) -> None:
         """Takes note of a request that has come in."""
+        self.num_observed += 1
         self._policy.observe(request.model, request.priority)
         self.look_ahead.observe(request.client, request.model, now)
 

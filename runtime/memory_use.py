@@ -61,13 +61,11 @@ class MemoryUse:
         if is_due:
             self._read_at = now
         reading = self._executor.measure(reads_arrays=is_due)
-        predicted = self._executor.predict()
-        budget = self._residency.budget
-        self._note("hbm", budget.hbm, predicted.hbm_bytes, reading.hbm_bytes)
+        self._note("hbm", self._residency.budget.hbm, reading.hbm_bytes)
         if self._residency.is_tiered:
-            self._note("ddr", budget.ddr, predicted.ddr_bytes, reading.ddr_bytes)
+            self._note("ddr", self._residency.budget.ddr, reading.ddr_bytes)
 
-    def _note(self, tier: TierName, budget: int, predicted_bytes: int, measured_bytes: int) -> None:
+    def _note(self, tier: TierName, budget: int, measured_bytes: int) -> None:
         charged = self._residency.used_bytes(tier)
         before = self._uses.get(tier) or TierUse(tier, budget, 0, 0, 0, 0)
         is_peak = measured_bytes > before.measured_bytes
@@ -76,7 +74,11 @@ class MemoryUse:
             budget,
             charged,
             max(before.peak_charged_bytes, charged),
-            predicted_bytes if is_peak else before.predicted_bytes,
+            self._predicted_bytes(tier) if is_peak else before.predicted_bytes,
             measured_bytes if is_peak else before.measured_bytes,
         )
         self._metrics.tier(tier, measured_bytes, use.measured_bytes, budget)
+
+    def _predicted_bytes(self, tier: TierName) -> int:
+        predicted = self._executor.predict()
+        return predicted.hbm_bytes if tier == "hbm" else predicted.ddr_bytes

@@ -2,14 +2,17 @@
 
 A block is a row of every layer's pool. Copies go in groups of a fixed number of blocks, so that each kind is one
 program for each pipeline stage, compiled ahead; a group that is not full is filled up with blocks out of range, which
-are read as anything and written nowhere. A group's values are all that a copy needs in hbm beside the pools.
+are read as anything and written nowhere. A block alone, as what many prompts begin with often is, has programs of its
+own: new memory for a whole group's values takes longer than the copy. A group's values are all that a copy needs in hbm
+beside the pools.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import jax
@@ -28,6 +31,31 @@ SavedBlock: TypeAlias = tuple[np.ndarray, ...]  # of each layer: [block tokens, 
 GROUP_BLOCKS = 8  # a group takes as long, however many of its blocks are wanted
 
 
+@dataclass(frozen=True)
+class _Programs:
+    """What copies a group of blocks, a program for each stage."""
+
+    num_blocks: int
+    copy: Sequence[jax.stages.Compiled]
+    read: Sequence[jax.stages.Compiled]  # none where there is no ddr
+    write: Sequence[jax.stages.Compiled]  # likewise
+
+    @classmethod
+    def of(cls, stages: Sequence[Sequence[jax.ShapeDtypeStruct]], num_blocks: int, *, with_ddr: bool) -> _Programs:
+        """Returns the programs for the pools of some stages."""
+        ids = jax.ShapeDtypeStruct((num_blocks,), np.int32)
+        rows = [
+            [jax.ShapeDtypeStruct((num_blocks, *p.shape[1:]), p.dtype, sharding=p.sharding) for p in pools]
+            for pools in stages
+        ]
+        copy = [_compiled(_copied, pools, ids, ids) for pools in stages]
+        if not with_ddr:
+            return cls(num_blocks, copy, (), ())
+        read = [_compiled(_rows, pools, ids) for pools in stages]
+        write = [_compiled(_written, pools, ids, part) for pools, part in zip(stages, rows, strict=True)]
+        return cls(num_blocks, copy, read, write)
+
+
 class PoolCopier:
     """Copies blocks of one model's pools.
 
@@ -44,21 +72,18 @@ class PoolCopier:
         self._link = link
         shape, dtype = pool_shape(entry.config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
         pools = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for sharding in shardings]
-        rows = [jax.ShapeDtypeStruct((GROUP_BLOCKS, *shape[1:]), dtype, sharding=sharding) for sharding in shardings]
         stages = itertools.groupby(range(len(pools)), lambda layer: frozenset(shardings[layer].device_set))
         layers = [list(group) for _, group in stages]
         self._stages = [slice(group[0], group[-1] + 1) for group in layers]
-        blocks = jax.ShapeDtypeStruct((GROUP_BLOCKS,), np.int32)
-        self._copy = [_compiled(_copied, pools[stage], blocks, blocks) for stage in self._stages]
-        with_ddr = self._stages if link is not None else []
-        self._read = [_compiled(_rows, pools[stage], blocks) for stage in with_ddr]
-        self._write = [_compiled(_written, pools[stage], blocks, rows[stage]) for stage in with_ddr]
+        parts = [pools[stage] for stage in self._stages]
+        self._programs = {size: _Programs.of(parts, size, with_ddr=link is not None) for size in (1, GROUP_BLOCKS)}
 
     def copy(self, pools: list[jax.Array], copies: Sequence[tuple[int, int]]) -> None:
         """Copies blocks within the pools, each from its source to its destination; the pools are replaced in place."""
         for group in _groups(copies):
-            sources, destinations = self._ids(s for s, _ in group), self._ids(d for _, d in group)
-            for stage, program in zip(self._stages, self._copy, strict=True):
+            programs = self._programs_for(group)
+            sources, destinations = (self._ids(programs, blocks) for blocks in zip(*group, strict=True))
+            for stage, program in zip(self._stages, programs.copy, strict=True):
                 pools[stage] = program(pools[stage], sources, destinations)
 
     def save(self, pools: list[jax.Array], blocks: Sequence[int], num_bytes: int) -> list[SavedBlock]:
@@ -72,8 +97,9 @@ class PoolCopier:
         began = time.perf_counter()
         saved: list[SavedBlock] = []
         for group in _groups(blocks):
-            ids = self._ids(group)
-            stages = zip(self._stages, self._read, strict=True)
+            programs = self._programs_for(group)
+            ids = self._ids(programs, group)
+            stages = zip(self._stages, programs.read, strict=True)
             layers = [np.asarray(rows) for stage, program in stages for rows in program(pools[stage], ids)]
             saved += [tuple(rows[index].copy() for rows in layers) for index in range(len(group))]
         self._keep_pace(began, num_bytes)
@@ -92,19 +118,22 @@ class PoolCopier:
         """
         began = time.perf_counter()
         for group in _groups(list(zip(blocks, contents, strict=True))):
-            ids = self._ids(block for block, _ in group)
+            programs = self._programs_for(group)
+            ids = self._ids(programs, [block for block, _ in group])
             values = [content for _, content in group]
-            values += values[:1] * (GROUP_BLOCKS - len(group))
+            values += values[:1] * (programs.num_blocks - len(group))
             rows = [np.stack(layer) for layer in zip(*values, strict=True)]
-            for stage, program in zip(self._stages, self._write, strict=True):
+            for stage, program in zip(self._stages, programs.write, strict=True):
                 pools[stage] = program(pools[stage], ids, rows[stage])
         jax.block_until_ready(pools)
         self._keep_pace(began, num_bytes)
 
-    def _ids(self, blocks: Iterable[int]) -> np.ndarray:
-        ids = np.full(GROUP_BLOCKS, self._num_blocks, np.int32)
-        listed = list(blocks)
-        ids[: len(listed)] = listed
+    def _programs_for(self, group: Sequence) -> _Programs:
+        return self._programs[1 if len(group) == 1 else GROUP_BLOCKS]
+
+    def _ids(self, programs: _Programs, blocks: Sequence[int]) -> np.ndarray:
+        ids = np.full(programs.num_blocks, self._num_blocks, np.int32)
+        ids[: len(blocks)] = blocks
         return ids
 
     def _keep_pace(self, began: float, num_bytes: int) -> None:
@@ -113,7 +142,7 @@ class PoolCopier:
             time.sleep(max(0.0, began + seconds - time.perf_counter()))
 
 
-def _compiled(function, pools: list[jax.ShapeDtypeStruct], *arguments) -> jax.stages.Compiled:
+def _compiled(function, pools: Sequence[jax.ShapeDtypeStruct], *arguments) -> jax.stages.Compiled:
     """Returns a program whose results lie as the pools do, and which takes the pools over if it changes them."""
     shardings = [pool.sharding for pool in pools]
     donated = () if function is _rows else (0,)

@@ -133,6 +133,7 @@ class ResidencyManager:
         self._are_all_hot: bool | None = None  # likewise
         self.is_tiered = tiered
         self.saved = SavedBlocks()
+        self.num_changes = 0  # of where models are, or are going
 
     def residency(self, model: str) -> Residency:
         """Returns whether a model is hot, warm or cold."""
@@ -242,6 +243,7 @@ class ResidencyManager:
     def begin(self, model: str, tier: TierName) -> int:
         """Charges a transfer's destination and returns the bytes to be moved to the fullest device."""
         self._places[model].arriving = tier
+        self.num_changes += 1
         return self.missing_bytes(model) if tier == "hbm" else self._models[model].moved_bytes
 
     def finish(self, model: str, now: float) -> None:
@@ -250,6 +252,7 @@ class ResidencyManager:
         assert place.arriving is not None, model
         place.tiers.add(place.arriving)
         self._cold = self._are_all_hot = None
+        self.num_changes += 1
         if place.arriving == "hbm":
             place.num_kept = 0
         place.arriving = None
@@ -258,6 +261,7 @@ class ResidencyManager:
     def fail(self, model: str) -> None:
         """Takes back the charge of a transfer that failed."""
         self._places[model].arriving = None
+        self.num_changes += 1
 
     def evict(self, model: str, tier: TierName, num_kept: int = 0) -> None:
         """Takes back the charge of a model that is dropped from a tier, but for its first segments."""
@@ -266,6 +270,7 @@ class ResidencyManager:
         if tier == "hbm":
             place.num_kept = num_kept
         self._cold = self._are_all_hot = None
+        self.num_changes += 1
 
     def _is_pinned(self, name: str, tier: TierName) -> bool:
         return self._models[name].pin == tier

@@ -4,42 +4,48 @@ A store to memory that no cache has reads the line first, then writes it: three 
 is copied, not two. The C library's copy avoids that only where a single call copies more than most of the last cache
 could hold, and a chunk of a transfer is never that large. What is copied here isn't read again soon either, and would
 only take the place of what a step computes with meanwhile.
+
+However many pieces there are, they are copied by one call: a thread that comes back to Python after each of them waits
+there for whoever else runs in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 from llvmlite import ir
 from numba import types
 
 from ..compiler.compiled import compiled, instruction
 
-__all__ = ["copy_bytes"]
+__all__ = ["StreamedCopy"]
 
 _LINE = 64  # bytes, of a cache
-_LEAST_BYTES = 1 << 16  # below, it is not worth it
 _VECTOR = ir.VectorType(ir.IntType(64), _LINE // 8)
 
 
-def copy_bytes(destination: np.ndarray, source: np.ndarray) -> None:
-    """Copies bytes while other threads run.
+class StreamedCopy:
+    """A copy that is ready to be made.
 
     Args:
-        destination: Of u8, contiguous.
-        source: As many; they do not overlap.
+        pieces: Destination and source of each: of u8, contiguous, as many bytes; they do not overlap.
     """
-    num_bytes = len(source)
-    if num_bytes < _LEAST_BYTES:
-        destination[:] = source
-        return
-    begin = -destination.ctypes.data % _LINE
-    num_lines = (num_bytes - begin) // _LINE
-    end = begin + num_lines * _LINE
-    destination[:begin] = source[:begin]
-    _stream(destination.ctypes.data + begin, source.ctypes.data + begin, num_lines)
-    destination[end:] = source[end:]
+
+    def __init__(self, pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        self._memory = pieces  # is not freed meanwhile
+        places = [(_address(destination), _address(source), len(source)) for destination, source in pieces]
+        self._places: Int64[np.ndarray, "pieces 3"] = np.array(places, np.int64).reshape(-1, 3)
+
+    def run(self) -> None:
+        """Copies all pieces, while other threads run."""
+        _stream(self._places)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 @instruction
@@ -59,6 +65,18 @@ def _move_line(context: Any, destination: Any, source: Any) -> Any:
 
 
 @instruction
+def _move_byte(context: Any, destination: Any, source: Any) -> Any:
+    """(int64, int64): moves a byte."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, given: Any) -> Any:
+        to, of = (builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in given)
+        builder.store(builder.load(of), to)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@instruction
 def _fence(context: Any) -> Any:
     """(): lets other threads see what has been moved."""
 
@@ -70,7 +88,15 @@ def _fence(context: Any) -> Any:
 
 
 @compiled
-def _stream(destination: int, source: int, num_lines: int) -> None:
-    for line in range(num_lines):
-        _move_line(destination + line * _LINE, source + line * _LINE)
+def _stream(places: Int64[np.ndarray, "pieces 3"]) -> None:
+    for piece in range(len(places)):
+        destination, source, num_bytes = places[piece]
+        begin = min(-destination % _LINE, num_bytes)
+        end = begin + (num_bytes - begin) // _LINE * _LINE
+        for byte in range(begin):
+            _move_byte(destination + byte, source + byte)
+        for line in range(begin, end, _LINE):
+            _move_line(destination + line, source + line)
+        for byte in range(end, num_bytes):
+            _move_byte(destination + byte, source + byte)
     _fence()

@@ -172,19 +172,20 @@ class Copier:
                     blocks.append(tuple(_blocks(entry, tensors, arena)))
                     views = {name: view for block in blocks[number] for name, view in block.views.items()}
                 pace.next_device()
+                sharding = device_sharding(kind, number)
                 landed: list[Mapping[str, Tensor]] = []  # in memory that stands in for the device's
                 stands_in = arena is not None and source is not None and pace.is_kept
                 within = (lambda: self._gaps.chunk(pace.due)) if stands_in else None
                 with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes, within)) as chunks:
                     for whole, num_bytes in chunks:
                         if views is None or pace.is_kept:
-                            arrived[number] |= _put(whole, kind, number)
+                            arrived[number] |= _put(whole, sharding)
                         else:
                             landed.append(whole)
                         pace.moved(num_bytes)
                         progress(pace.done_bytes)
                 for whole in landed:  # at the end: in between it holds up the copying threads, unless the link does
-                    arrived[number] |= _put(whole, kind, number)
+                    arrived[number] |= _put(whole, sharding)
             copy_seconds = time.perf_counter() - began - pace.slept_seconds
             shapes = source.shapes if source is not None else {name: tensor.shape for name, tensor in mapping.items()}  # type: ignore[union-attr]
             weights = assemble(entry, arrived, shapes, kind)
@@ -219,12 +220,12 @@ class Copier:
         return [device_sharding(kind)] * entry.config.num_layers
 
 
-def _put(tensors: Mapping[str, Tensor], kind: str | None, device: int) -> Mapping[str, jax.Array]:
+def _put(tensors: Mapping[str, Tensor], sharding: Sharding) -> Mapping[str, jax.Array]:
     """Returns tensors as arrays of a device; those in memory that stands in for it are taken over, not copied.
 
     While JAX is at it, each of the arrays counts several times among the live ones: so not too many at once.
     """
-    return jax.block_until_ready(jax.device_put(tensors, device_sharding(kind, device)))
+    return jax.block_until_ready(jax.device_put(tensors, sharding))
 
 
 def _parts(entry: ModelEntry, mapping: MappedWeights | None, source: Moved | None) -> Sequence[Mapping[str, Tensor]]:

@@ -11,14 +11,18 @@ another model, unless all but a chunk has arrived.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from ..events import Action, CancelTransfer, DropBlocks, Evict, TierName, Transfer
 from ..foresight import Foresight
 from ..jobs import Job, UnloadJob
+from ..workflow import Forecast
 from .copies import BlockCopies
 from .state import Barrier, State, TransferInFlight, order_of
 
 __all__ = ["Moves"]
+
+_Situation: TypeAlias = tuple[list[Forecast], int, int, list[str]]  # forecasts, requests, moves, and unused models
 
 
 class Moves:
@@ -51,6 +55,7 @@ class Moves:
         self._barrier: Barrier | None = None  # kept until something moves, or another request comes to be first
         self._broken: set[str] = set()  # models whose last transfer failed; tried again when asked for
         self._unloaded: set[str] = set()  # models that were to go; they come back when asked for
+        self._not_worth: _Situation | None = None  # in which nothing was worth fetching ahead
 
     @property
     def is_settled(self) -> bool:
@@ -159,6 +164,7 @@ class Moves:
             forecast is None
             or forecast.model in self._broken | self._unloaded
             or self._foresight.is_early(forecast, now)
+            or self._not_worth == (situation := self._situation(now))
         ):
             return []
         model = forecast.model
@@ -168,11 +174,18 @@ class Moves:
 
         destination = self._residency.next_hop(model)[1]
         victims = self._victims(model, destination, may_evict, now)
-        if victims is None:
-            return []
-        if not self._foresight.is_worth(forecast, victims, self._residency.kept_segments(model, destination, victims)):
+        if victims is None or not self._foresight.is_worth(
+            forecast, victims, self._residency.kept_segments(model, destination, victims)
+        ):
+            self._not_worth = situation
             return []
         return self._move(model, may_evict, now) or []
+
+    def _situation(self, now: float) -> _Situation:
+        """Returns what it depends on whether a model is worth fetching; with most steps that end it is as before."""
+        unused = [name for name in self._state.queues if self._is_unused(name)]
+        forecasts = self._foresight.look_ahead.forecasts(now)
+        return forecasts, self._foresight.num_observed, self._residency.num_changes, unused
 
     def _warm(self, now: float) -> list[Action]:
         model = self._next_warmed()

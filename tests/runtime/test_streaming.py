@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from plait.runtime.streaming import copy_bytes
+from plait.runtime.streaming import StreamedCopy
 
 MARGIN = 128  # bytes
 
@@ -20,14 +20,24 @@ def test_bytes_are_copied_and_nothing_beside_them(num_bytes: int, begin: int, so
     found = np.full(num_bytes + MARGIN, 255, np.uint8)
     expected = found.copy()
     expected[begin : begin + num_bytes] = source[source_begin : source_begin + num_bytes]
-    copy_bytes(found[begin : begin + num_bytes], source[source_begin : source_begin + num_bytes])
+    StreamedCopy([(found[begin : begin + num_bytes], source[source_begin : source_begin + num_bytes])]).run()
     assert (found == expected).all()
 
 
 def test_another_thread_sees_all_of_it() -> None:
     source, found = (np.empty(1 << 20, np.uint8) for _ in range(2))
+    copy = StreamedCopy([(found, source)])
     with ThreadPoolExecutor(1) as thread:
         for value in range(200):
             source[:] = value
-            thread.submit(copy_bytes, found, source).result()
+            thread.submit(copy.run).result()
             assert (found == value).all()
+
+
+def test_many_pieces_are_one_copy() -> None:
+    generator = np.random.default_rng(1)
+    sources = [generator.integers(0, 256, int(size), dtype=np.uint8) for size in (0, 5, 64, 1000, 1 << 17)]
+    found = [np.zeros_like(source) for source in sources]
+    StreamedCopy(list(zip(found, sources, strict=True))).run()
+    assert all((one == other).all() for one, other in zip(found, sources, strict=True))
+    StreamedCopy([]).run()
