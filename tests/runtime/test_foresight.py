@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from tiny_models import answer_of, decoder, generate, never_ends, target
@@ -12,7 +12,7 @@ from virtual_machine import verify
 
 from plait.compiler.bundle.manifest import ModelEntry, TierBudget
 from plait.compiler.target import Link
-from plait.runtime.events import Evict, Reply, Request, Transfer
+from plait.runtime.events import Decode, Evict, Reply, Request, TierName, Transfer
 from plait.runtime.foresight import Foresight
 from plait.runtime.model_queue import ModelQueue
 from plait.runtime.residency import ResidencyManager
@@ -112,6 +112,23 @@ def test_a_fetch_waits_for_the_steps_of_an_answer_where_that_is_in_time():
 def test_a_prefetch_evicts_the_model_that_is_wanted_last():
     records = play(models(), loop(5), room=3, workflows=[LOOP])
     assert [record.item.model for record in records if isinstance(record.item, Evict)][:2] == ["a", "b"]
+
+
+def test_what_was_not_fetched_is_weighed_again_only_when_something_has_changed(monkeypatch: pytest.MonkeyPatch):
+    weighed: list[float] = []
+    order = Foresight.order
+
+    def counted(self: Foresight, tier: TierName, may_evict: Callable[[str], bool], now: float) -> list[str]:
+        weighed.append(now)
+        return order(self, tier, may_evict, now)
+
+    monkeypatch.setattr(Foresight, "order", counted)
+    arrivals = [(2.0 + 0.01 * index, generate(index, "ab"[index % 2], max_tokens=13)) for index in range(20)]
+    records = play(models(), arrivals, room=2, workflows=["abc"])  # c is foretold, and both models in hbm are busy
+    replies = [r for r in records if isinstance(r.item, Reply) and r.item.finish_reason]
+    begin, end = 2.5, min(max(r.at_seconds for r in replies if r.item.request_id % 2 == odd) for odd in range(2))
+    assert sum(begin < r.at_seconds < end for r in records if isinstance(r.item, Decode)) > 20
+    assert sum(begin < at < end for at in weighed) <= 1
 
 
 def test_nothing_is_fetched_ahead_while_a_request_is_held():
