@@ -39,9 +39,7 @@ def play(
 ) -> tuple[Record, ...]:
     """Simulates and verifies a trace with room for so many models of equal size in hbm."""
     budget, machine = TierBudget(room * entries[0].resident_bytes + WORKSPACE, ddr), target()
-    scheduler = Scheduler(
-        entries, budget, tiered=True, workflows=workflows, links=machine.links, decode_steps=decode_steps
-    )
+    scheduler = Scheduler(entries, budget, tiered=True, workflows=workflows, links=machine.links)
     records = simulate(scheduler, SimExecutor(entries, machine, draw=never_ends), arrivals)
     verify(records, entries, budget, lambda request: answer_of(request, never_ends))
     return records
