@@ -48,6 +48,14 @@ def serve(
     queue_timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
     ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            min=0,
+            help="Seconds that a request in need of a switch lets others go first: 0 for latency, more for throughput.",
+        ),
+    ] = 0.0,
     max_requests: Annotated[
         int, typer.Option(metavar="N", min=1, help="Requests under way at once; further ones get 429.")
     ] = 1024,
@@ -86,6 +94,7 @@ def serve(
             target=machine,
             max_requests=max_requests,
             queue_timeout_seconds=queue_timeout,
+            patience_seconds=patience,
             tool_parsers=_tool_parsers(tool_parser or [], opened),
             canary=canary,
             progress=lambda done, total: bars.update("load programs", done, total),

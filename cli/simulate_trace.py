@@ -74,6 +74,10 @@ _Link: TypeAlias = Annotated[
 _QueueTimeout: TypeAlias = Annotated[
     float | None, typer.Option(metavar="S", min=0, help="Seconds that a request may wait; for ever by default.")
 ]
+_Patience: TypeAlias = Annotated[
+    float,
+    typer.Option(metavar="S", min=0, help="Seconds that a request in need of a switch lets others go first."),
+]
 _PrefillTokens: TypeAlias = Annotated[
     int | None,
     typer.Option("--prefill-tokens", min=1, metavar="N", help="Most of a prompt at once while others are answered."),
@@ -104,6 +108,7 @@ def trace(
     ddr: _DdrBytes = None,
     link: _Link = None,
     queue_timeout: _QueueTimeout = None,
+    patience: _Patience = 0.0,
     prefill_tokens: _PrefillTokens = None,
     warm_up: _WarmUp = False,
     perfetto: _Perfetto = None,
@@ -139,6 +144,7 @@ def trace(
         perfetto,
         prefill_tokens=prefill_tokens,
         queue_timeout_seconds=queue_timeout,
+        patience_seconds=patience,
         warm_up=models if warm_up else (),
     )
     found = report(machine, replayed, bounds)
@@ -157,6 +163,7 @@ def _replayed(
     *,
     prefill_tokens: int | None,
     queue_timeout_seconds: float | None,
+    patience_seconds: float,
     warm_up: Sequence[str],
 ) -> Replayed:
     """Returns what a trace comes to; writes its timeline if that is asked for."""
@@ -170,6 +177,7 @@ def _replayed(
             asked,
             prefill_tokens=prefill_tokens,
             queue_timeout_seconds=queue_timeout_seconds,
+            patience_seconds=patience_seconds,
             warm_up=warm_up,
             observe=timeline.see if timeline else None,
             progress=lambda done: bars.update("requests", done, len(asked)),

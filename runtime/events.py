@@ -177,6 +177,7 @@ class Request:
     work: Work
     priority: int = 0  # class; a lower number goes first
     client: str = ""  # whose it is: those of a class get the same share
+    deadline_seconds: float | None = None  # after it came: when its first token is wanted; one that is late goes on
 
 
 # Events

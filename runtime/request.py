@@ -120,6 +120,7 @@ class SamplingParams:
     structure: Structure | None = None  # what the answer must look like; it ends when it is complete
     tools: ToolUse | None = None  # a conversation's prompt describes them; the answer may be calls
     priority: int = 0  # class; a lower number goes first
+    deadline_seconds: float | None = None  # when the first token is wanted; ends the patience of a request in time
     client: str = ""  # whose the request is: clients of a class get the same share
     cache_salt: str = ""  # what is cached of the prompt and the answer is shared with requests of the same salt only
 

@@ -35,9 +35,11 @@ class Exchange:
         """Returns the engine's time in seconds."""
         return self._clock.now()
 
-    def request(self, model: str, work: Work, *, priority: int = 0, client: str = "") -> Request:
+    def request(
+        self, model: str, work: Work, *, priority: int = 0, client: str = "", deadline_seconds: float | None = None
+    ) -> Request:
         """Returns a request of its own number."""
-        return Request(next(self._ids), model, work, priority, client)
+        return Request(next(self._ids), model, work, priority, client, deadline_seconds)
 
     def post(self, request: Request) -> None:
         """Hands a request in that nobody waits for.

@@ -78,7 +78,13 @@ class Generation:
         _check_sampling(params, entry.config.vocab_size, room)
         work = GenerateWork(tuple(prompt), params.max_tokens or room, _sampling(served, params), salt=params.cache_salt)
         answer = served.read_answer(prompt, params, self._exchange.now())
-        request = self._exchange.request(entry.name, work, priority=params.priority, client=params.client)
+        request = self._exchange.request(
+            entry.name,
+            work,
+            priority=params.priority,
+            client=params.client,
+            deadline_seconds=params.deadline_seconds,
+        )
         return request, answer
 
     def _piece(self, request: Request, answer: Answer, outcome: Outcome) -> Piece | None:

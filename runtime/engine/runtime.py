@@ -58,6 +58,8 @@ class Runtime:
         target: Another description of this machine than the bundle's, e.g. a calibrated one.
         max_requests: Requests under way at once; further ones are refused.
         queue_timeout_seconds: How long a request may wait for its first step; None for ever.
+        patience_seconds: For how long a request that needs a switch lets later ones go first whose models are there: 0
+            for the least latency, more for fewer switches and more throughput.
         prefill_tokens: Most tokens of a prompt that are computed at once while answers are being generated; None: as
             many as the programs take.
         tool_parsers: Name of the form in which a model writes tool calls, by the model's name; by default its chat
@@ -69,7 +71,7 @@ class Runtime:
     Raises:
         BundleError: if the bundle cannot be opened, or any of its files is not what its manifest says.
         DoesNotFitError: if a model can never be hot within the budget.
-        ConfigurationError: if a tool parser is none, or of no model.
+        ConfigurationError: if a tool parser is none, or of no model, or the patience is no time, or for ever.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Runtime:
         target: Target | None = None,
         max_requests: int = 1024,
         queue_timeout_seconds: float | None = None,
+        patience_seconds: float = 0.0,
         prefill_tokens: int | None = None,
         tool_parsers: Mapping[str, str] | None = None,
         canary: CanaryPolicy = "first",
@@ -109,6 +112,7 @@ class Runtime:
             budget,
             tiered=tiered,
             queue_timeout_seconds=queue_timeout_seconds,
+            patience_seconds=patience_seconds,
             prefill_tokens=prefill_tokens,
             kv_bytes_per_s=self.target.link("ddr", "hbm").bandwidth_bytes_per_s if tiered else None,
             workflows=manifest.workflows.values(),

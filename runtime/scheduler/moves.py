@@ -2,27 +2,37 @@
 
 If room has to be made, idle models go first, in the order that foresight says; if that is not enough, the models in
 the way stop admitting requests younger than the one that waits, so that they become idle. Which ones these are is
-settled once: chosen anew each time, steps in turn would change it, and none of them would ever run dry. A model that
-leaves hbm has its cached KV blocks saved first. While nobody waits for a model, the next one is fetched that somebody
-is about to ask for, and then those that ddr has room for. A transfer for nobody ends early when somebody waits for
-another model, unless all but a chunk has arrived.
+settled once: chosen anew each time, steps in turn would change it, and none of them would ever run dry. While a request
+has patience (`patience.py`), only those of later classes are stopped, and models leave for it that nobody asks for. A
+model that leaves hbm has its cached KV blocks saved first. While nobody waits for a model, the next one is fetched that
+somebody is about to ask for, and then those that ddr has room for. A transfer for nobody ends early when somebody waits
+for another model, unless all but a chunk has arrived.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ..events import Action, CancelTransfer, DropBlocks, Evict, TierName, Transfer
 from ..foresight import Foresight
 from ..jobs import Job, UnloadJob
 from ..workflow import Forecast
 from .copies import BlockCopies
-from .state import Barrier, State, TransferInFlight, order_of
+from .patience import Patience
+from .state import Barrier, State, TransferInFlight
 
 __all__ = ["Moves"]
 
 _Situation: TypeAlias = tuple[list[Forecast], int, int, list[str]]  # forecasts, requests, moves, and unused models
+
+
+class _Wanted(NamedTuple):
+    """A model that a held request waits for, and after which order others let it go first."""
+
+    order: tuple[int, float]
+    model: str
 
 
 class Moves:
@@ -33,6 +43,7 @@ class Moves:
         copies: Of KV blocks, which models that leave hbm need.
         foresight: Whom to evict first, and what to fetch before it is asked for.
         missing_drafts: Draft models that answers under way could use and that are not hot.
+        patience_seconds: For how long a held request lets others go first.
         chunk_bytes: Of transfers.
     """
 
@@ -43,11 +54,13 @@ class Moves:
         foresight: Foresight,
         missing_drafts: Callable[[], Iterable[str]],
         *,
+        patience_seconds: float,
         chunk_bytes: int,
     ) -> None:
         self._state = state
         self._chunk_bytes = chunk_bytes
         self._foresight = foresight
+        self._patience = Patience(state, foresight, patience_seconds)
         self._residency = state.residency
         self._copies = copies
         self._missing_drafts = missing_drafts
@@ -70,7 +83,7 @@ class Moves:
             return self._barrier, []
         if self._residency.are_all_hot:
             return None, []
-        pinned, wanted = self._next_pinned(), self._first_held()
+        pinned, wanted = self._next_pinned(), self._first_held(now)
         if pinned is not None:
             actions = self._move(pinned, self._is_unused, now)
             if actions is not None:
@@ -111,41 +124,56 @@ class Moves:
 
     def _give_way(self, transfer: TransferInFlight, now: float) -> list[Action]:
         """Ends a transfer that nobody waits for, if a held request could have the link and the room at once."""
-        wanted, queue = self._first_held(), self._state.queues[transfer.model]
+        wanted, queue = self._first_held(now), self._state.queues[transfer.model]
         is_for_nobody = queue.entry.pin is None and all(isinstance(job, UnloadJob) for job in queue.waiting)
         is_far = transfer.num_bytes - transfer.done_bytes > self._chunk_bytes
         if wanted is None or transfer.is_cancelled or not is_for_nobody or not is_far:
             return []
-        model = wanted.request.model
-        destination = self._residency.next_hop(model)[1]
-        if self._victims(model, destination, lambda name: self._may_go_for(wanted, name), now) is None:
+        destination = self._residency.next_hop(wanted.model)[1]
+        if self._victims(wanted.model, destination, lambda name: self._may_go_for(wanted, name), now) is None:
             return []
         transfer.is_cancelled = True
         return [CancelTransfer(transfer.id)]
 
-    def _bring(self, wanted: Job, now: float) -> tuple[Barrier | None, list[Action]]:
+    def _bring(self, wanted: _Wanted, now: float) -> tuple[Barrier | None, list[Action]]:
         """Brings the model of a held request closer."""
-        model = wanted.request.model
-        actions = self._move(model, lambda name: self._may_go_for(wanted, name), now)
+        actions = self._move(wanted.model, lambda name: self._may_go_for(wanted, name), now)
         if actions is None:
             return self._barrier_for(wanted, now), []
         if self._state.transfer is None:  # those that go are idle now and must stay so until they are saved
-            going = self._victims(model, "hbm", lambda name: self._may_go_for(wanted, name), now)
-            self._barrier = Barrier(frozenset(going or ()), wanted.order)
+            going = self._victims(wanted.model, "hbm", lambda name: self._may_go_for(wanted, name), now)
+            self._barrier = Barrier(frozenset(going or ()), *wanted)
         return self._barrier, actions
 
-    def _barrier_for(self, wanted: Job, now: float) -> Barrier:
+    def _barrier_for(self, wanted: _Wanted, now: float) -> Barrier:
         """Returns the barrier that makes room in hbm for a held request; idle models first."""
-        if self._barrier is None or self._barrier.order != wanted.order:
-            in_the_way = self._victims(wanted.request.model, "hbm", lambda _: True, now)
-            self._barrier = Barrier(frozenset(in_the_way or ()), wanted.order)
+        if self._barrier is None or (self._barrier.order, self._barrier.wanted) != wanted:
+            self._barrier = Barrier(frozenset(self._in_the_way(wanted.model, now)), *wanted)
         return self._barrier
 
-    def _first_held(self) -> Job | None:
+    def _in_the_way(self, model: str, now: float) -> list[str]:
+        """Returns those that have to leave hbm for a model, busy or not."""
+        return self._victims(model, "hbm", lambda _: True, now) or []
+
+    def _first_held(self, now: float) -> _Wanted | None:
+        """Returns whom the first of the held requests waits for; in its class, those without patience go first."""
         is_hot = self._residency.is_hot
         waiting = [queue for queue in self._state.queues.values() if queue.waiting]
         held = [queue.waiting[0] for queue in waiting if not is_hot(queue.entry.name)]
-        return min((job for job in held if not isinstance(job, UnloadJob)), key=order_of, default=None)
+        turns = [
+            (self._order(job, now), job.order, job.request.model) for job in held if not isinstance(job, UnloadJob)
+        ]
+        if not turns:
+            return None
+        order, _, model = min(turns)
+        return _Wanted(order, model)
+
+    def _order(self, job: Job, now: float) -> tuple[int, float]:
+        """Returns after which order others let a held request go first: with patience, none of its class does."""
+        model = job.request.model
+        if self._patience.has_ended(job, lambda: self._in_the_way(model, now), now):
+            return job.order
+        return job.order[0], math.inf
 
     def _next_pinned(self) -> str | None:
         """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""
@@ -212,13 +240,13 @@ class Moves:
         is_asked_for = queue.is_busy or bool(queue.waiting)
         return not is_asked_for and not self._state.is_drafting(name) and not self._state.is_computing(name)
 
-    def _may_go_for(self, wanted: Job, name: str) -> bool:
-        """Whether a model neither runs nor has a request that is older than `wanted`; a copy in ddr may always go."""
-        if self._residency.next_hop(wanted.request.model)[1] == "ddr":
+    def _may_go_for(self, wanted: _Wanted, name: str) -> bool:
+        """Whether a model neither runs nor has a request that goes before `wanted`; a copy in ddr may always go."""
+        if self._residency.next_hop(wanted.model)[1] == "ddr":
             return True
         queue = self._state.queues[name]
-        is_older = bool(queue.waiting) and queue.waiting[0].order < wanted.order
-        return not queue.is_busy and not is_older and not self._state.is_computing(name)
+        is_before = bool(queue.waiting) and queue.waiting[0].order < wanted.order
+        return not queue.is_busy and not is_before and not self._state.is_computing(name)
 
     def _victims(self, model: str, tier: TierName, may_evict: Callable[[str], bool], now: float) -> list[str] | None:
         if self._residency.has_room(model, tier):

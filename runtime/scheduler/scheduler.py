@@ -68,6 +68,8 @@ class Scheduler:
         budget: Bytes that each tier may hold.
         tiered: Whether ddr is a tier between disk and hbm.
         queue_timeout_seconds: How long a request may wait for its first step; None for ever.
+        patience_seconds: For how long a request that needs a switch lets later ones of its class go first: 0 for the
+            least latency, more for fewer switches.
         decode_steps: Most tokens that one decode action draws for each sequence, where nothing else is to be decided.
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; None: as the programs have.
         workflows: Cycles of models that are asked for one after the other, by name or alias.
@@ -79,6 +81,7 @@ class Scheduler:
 
     Raises:
         DoesNotFitError: if some model can never be hot within the budget.
+        ConfigurationError: if the patience is no time, or for ever.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Scheduler:
         *,
         tiered: bool,
         queue_timeout_seconds: float | None = None,
+        patience_seconds: float = 0.0,
         decode_steps: int = 1,
         prefill_tokens: int | None = None,
         kv_bytes_per_s: float | None = None,
@@ -106,7 +110,12 @@ class Scheduler:
         self.foresight = Foresight(self.queues, self.residency, workflows=workflows, links=links)
         self._speculation = Speculation(self._state, speculative)
         self._moves = Moves(
-            self._state, self._copies, self.foresight, self._speculation.missing, chunk_bytes=chunk_bytes
+            self._state,
+            self._copies,
+            self.foresight,
+            self._speculation.missing,
+            patience_seconds=patience_seconds,
+            chunk_bytes=chunk_bytes,
         )
         self._router = Router(models, routes or {})
         self._costs = StateCosts(self._state, self.foresight)

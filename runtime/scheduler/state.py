@@ -50,10 +50,11 @@ class TransferInFlight:
 
 @dataclass(frozen=True)
 class Barrier:
-    """Models in the way of a waiting request: they admit nothing younger than it."""
+    """Models in the way of a waiting request: they admit nothing that comes after it."""
 
     models: frozenset[str]
-    order: tuple[int, int]
+    order: tuple[int, float]
+    wanted: str
 
     def bars(self, model: str, job: Job) -> bool:
         """Whether a request must not begin."""

@@ -98,6 +98,7 @@ def replay(
     decode_steps: int = _DECODE_STEPS,
     prefill_tokens: int | None = None,
     queue_timeout_seconds: float | None = None,
+    patience_seconds: float = 0.0,
     warm_up: Sequence[str] = (),
     observe: Observer | None = None,
     progress: Callable[[int], None] | None = None,
@@ -110,12 +111,14 @@ def replay(
         decode_steps: Most decode steps that are one event, where they are all that could happen.
         prefill_tokens: Most tokens of a prompt's chunk while answers are being generated; as the programs by default.
         queue_timeout_seconds: How long a request may wait for its first step; for ever by default.
+        patience_seconds: For how long a request that needs a switch lets later ones of its class go first.
         warm_up: Models that are asked once before, one after the other.
         observe: Told every event and action, those before the trace too, with the simulated time.
         progress: Told how many requests are finished.
 
     Raises:
         DoesNotFitError: if some model can never be hot within the budget.
+        ConfigurationError: if the patience is no time, or for ever.
     """
     is_tiered = machine.target.kind == "tiered"
     scheduler = Scheduler(
@@ -123,6 +126,7 @@ def replay(
         machine.budget,
         tiered=is_tiered,
         queue_timeout_seconds=queue_timeout_seconds,
+        patience_seconds=patience_seconds,
         decode_steps=decode_steps,
         prefill_tokens=prefill_tokens,
         kv_bytes_per_s=machine.target.link("ddr", "hbm").bandwidth_bytes_per_s if is_tiered else None,

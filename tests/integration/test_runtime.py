@@ -319,3 +319,19 @@ def test_a_request_that_waits_too_long_is_told_so_while_others_run(tiny_bundle: 
         with pytest.raises(RequestTimeoutError, match=r"waited 1\.0 s for its first step"):
             runtime.complete("other", "The cat", FEW)
         assert list(running)[-1].finish_reason == "length"
+
+
+def test_patience_saves_switches_and_changes_no_answer(tiny_bundle: Path) -> None:
+    asked = ["chat", "other"] * 8
+
+    def answered(patience_seconds: float) -> tuple[list[tuple[int, ...]], int]:
+        with (
+            Runtime(tiny_bundle, hbm=room_for_one(tiny_bundle), patience_seconds=patience_seconds) as runtime,
+            ThreadPoolExecutor(len(asked)) as clients,
+        ):
+            tokens = list(clients.map(lambda model: runtime.complete(model, "The cat", FEW).token_ids, asked))
+            return tokens, sum(record.destination == "hbm" for record in runtime.transfers())
+
+    (at_once, many), (patiently, few) = answered(0.0), answered(30.0)
+    assert patiently == at_once
+    assert few < many

@@ -259,11 +259,13 @@ def test_parameters_of_sampling_reach_the_engine(http, engine) -> None:
 
 
 def test_whose_turn_it_is_and_who_shares_a_cache_reach_the_engine(http, engine) -> None:
-    chat(http, priority=-3, user="ann", cache_salt="secret")
+    chat(http, priority=-3, deadline=0.5, user="ann", cache_salt="secret")
     params = engine.params[-1]
-    assert (params.priority, params.client, params.cache_salt) == (-3, "ann", "secret")
+    assert (params.priority, params.deadline_seconds) == (-3, 0.5)
+    assert (params.client, params.cache_salt) == ("ann", "secret")
     chat(http)
-    assert (engine.params[-1].priority, engine.params[-1].client, engine.params[-1].cache_salt) == (0, "", "")
+    params = engine.params[-1]
+    assert (params.priority, params.deadline_seconds, params.client, params.cache_salt) == (0, None, "", "")
 
 
 def test_each_choice_has_a_seed_of_its_own_and_the_first_the_requests(http, engine) -> None:

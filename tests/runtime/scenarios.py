@@ -47,6 +47,7 @@ class Scenario:
     workflows: tuple[tuple[str, ...], ...]
     pairs: tuple[SpeculativePair, ...]
     queue_timeout_seconds: float | None
+    patience_seconds: float
     arrivals: list[tuple[float, Request]]
     cancels: list[tuple[float, int]]
     broken: frozenset[int]  # ids of steps and transfers that fail
@@ -160,12 +161,17 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         draw(st.sampled_from([(), (tuple(draw(st.permutations([model.name for model in models]))),)])),
         pairs,
         draw(st.sampled_from([None, None, 0.05, 1.0])),
-        [(draw(times), draw(requests(models, index))) for index in range(num_requests)],
+        draw(st.sampled_from([0.0, 0.0, 0.1, 3.0])),
+        [(draw(times), _in_time(draw, draw(requests(models, index)))) for index in range(num_requests)],
         [(seconds + draw(times), index) for seconds, index in _some_requests(draw, num_requests)],
         frozenset(draw(st.lists(st.integers(1, 60), max_size=draw(st.sampled_from([0, 0, 5]))))),
         [(draw(times), draw(checks(models, FIRST_CHECK + index))) for index in range(draw(st.sampled_from([0, 0, 4])))],
         draw(st.sampled_from([50, 300, 10_000])),
     )
+
+
+def _in_time(draw: st.DrawFn, request: Request) -> Request:
+    return replace(request, deadline_seconds=draw(st.sampled_from([None, None, 0.01, 0.5])))
 
 
 def _some_requests(draw: st.DrawFn, num_requests: int) -> list[tuple[float, int]]:
@@ -185,6 +191,7 @@ def play(scenario: Scenario) -> tuple[Record, ...]:
         events=[*scenario.checks],
         cancels=[(arrived[index] + seconds, index) for seconds, index in scenario.cancels],
         queue_timeout_seconds=scenario.queue_timeout_seconds,
+        patience_seconds=scenario.patience_seconds,
         decode_steps=scenario.decode_steps,
         prefill_tokens=scenario.prefill_tokens,
         kv_bytes_per_s=scenario.kv_bytes_per_s,

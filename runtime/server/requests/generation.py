@@ -83,6 +83,7 @@ class GenerationRequest(Structured):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=_MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
     priority: Annotated[int, Field(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None  # a lower number goes first
+    deadline: Annotated[float, Field(gt=0, le=INT32_MAX)] | None = None  # seconds, until the first token is wanted
     cache_salt: NonEmptyText | None = None  # only requests with the same one share what is cached
 
     user: Text | None = None  # gets the same share as others do; without effect on the answer
@@ -123,6 +124,7 @@ class GenerationRequest(Structured):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             priority=self.priority or 0,
+            deadline_seconds=self.deadline,
             client=self.user or "",
             cache_salt=self.cache_salt or "",
             logprobs=logprobs,
