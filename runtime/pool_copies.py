@@ -79,8 +79,13 @@ class PoolCopier:
         self._programs = {size: _Programs.of(parts, size, with_ddr=link is not None) for size in (1, GROUP_BLOCKS)}
 
     def copy(self, pools: list[jax.Array], copies: Sequence[tuple[int, int]]) -> None:
-        """Copies blocks within the pools, each from its source to its destination; the pools are replaced in place."""
-        for group in _groups(copies):
+        """Copies blocks within the pools, one after the other; the pools are replaced in place.
+
+        Args:
+            pools: Of each layer; donated.
+            copies: Sources and destinations. A source can be what was written before.
+        """
+        for group in _independent(copies):
             programs = self._programs_for(group)
             sources, destinations = (self._ids(programs, blocks) for blocks in zip(*group, strict=True))
             for stage, program in zip(self._stages, programs.copy, strict=True):
@@ -159,6 +164,23 @@ def _rows(pools: list[jax.Array], blocks: jax.Array) -> list[jax.Array]:
 
 def _written(pools: list[jax.Array], blocks: jax.Array, rows: list[jax.Array]) -> list[jax.Array]:
     return [pool.at[blocks].set(values, mode="drop") for pool, values in zip(pools, rows, strict=True)]
+
+
+def _independent(copies: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    """Yields groups of copies, in order: a group reads all that it copies before it writes any of it.
+
+    >>> list(_independent([(1, 2), (3, 1), (2, 4), (5, 4)]))
+    [[(1, 2), (3, 1)], [(2, 4)], [(5, 4)]]
+    """
+    group: list[tuple[int, int]] = []
+    for source, destination in copies:
+        written = [to for _, to in group]
+        if len(group) == GROUP_BLOCKS or source in written or destination in written:
+            yield group
+            group = []
+        group.append((source, destination))
+    if group:
+        yield group
 
 
 def _groups(items: Sequence) -> Iterator[Sequence]:
