@@ -241,8 +241,8 @@ class Moves:
         return not is_asked_for and not self._state.is_drafting(name) and not self._state.is_computing(name)
 
     def _may_go_for(self, wanted: _Wanted, name: str) -> bool:
-        """Whether a model neither runs nor has a request that goes before `wanted`; a copy in ddr may always go."""
-        if self._residency.next_hop(wanted.model)[1] == "ddr":
+        """Whether a model neither runs nor will for a request before `wanted`; what is not hot may always go."""
+        if self._residency.next_hop(wanted.model)[1] == "ddr" or not self._residency.is_hot(name):
             return True
         queue = self._state.queues[name]
         is_before = bool(queue.waiting) and queue.waiting[0].order < wanted.order

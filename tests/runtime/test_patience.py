@@ -80,6 +80,14 @@ def test_patience_for_ever_is_refused(seconds: float):
         run([A], [], patience_seconds=seconds)
 
 
+def test_what_is_left_of_a_model_that_waits_too_is_in_nobodys_way():
+    left, small = decoder("a", weights_bytes=1000, num_segments=10), decoder("b", weights_bytes=300)
+    arrivals = [(1.0, generate(1, "a")), (2.0, generate(2, "b")), (3.0, generate(3, "b", max_tokens=12))]
+    arrivals += [(3.01, generate(4, "c")), (3.02, generate(5, "a"))]
+    records = play([left, small, decoder("c")], arrivals, patience_seconds=10.0)
+    assert [model for _, model in switches(records)] == ["a", "b", "c", "a"]
+
+
 def test_patience_is_for_those_of_the_same_class():
     later = [(at, replace(request, priority=1)) for at, request in BUSY if at > 1.2]
     records = play([A, B], [*[pair for pair in BUSY if pair[0] <= 1.2], *later, FOR_B], patience_seconds=10.0)
