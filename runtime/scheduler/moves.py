@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeAlias
 
 from ..events import Action, CancelTransfer, DropBlocks, Evict, TierName, Transfer
 from ..foresight import Foresight
-from ..jobs import Job, UnloadJob
+from ..jobs import UnloadJob
+from ..model_queue import ModelQueue
 from ..workflow import Forecast
 from .copies import BlockCopies
 from .patience import Patience
@@ -159,21 +160,20 @@ class Moves:
         """Returns whom the first of the held requests waits for; in its class, those without patience go first."""
         is_hot = self._residency.is_hot
         waiting = [queue for queue in self._state.queues.values() if queue.waiting]
-        held = [queue.waiting[0] for queue in waiting if not is_hot(queue.entry.name)]
-        turns = [
-            (self._order(job, now), job.order, job.request.model) for job in held if not isinstance(job, UnloadJob)
-        ]
+        held = [queue for queue in waiting if not is_hot(queue.entry.name)]
+        held = [queue for queue in held if not isinstance(queue.waiting[0], UnloadJob)]
+        turns = [(self._order(queue, now), queue.waiting[0].order, queue.entry.name) for queue in held]
         if not turns:
             return None
         order, _, model = min(turns)
         return _Wanted(order, model)
 
-    def _order(self, job: Job, now: float) -> tuple[int, float]:
-        """Returns after which order others let a held request go first: with patience, none of its class does."""
-        model = job.request.model
-        if self._patience.has_ended(job, lambda: self._in_the_way(model, now), now):
-            return job.order
-        return job.order[0], math.inf
+    def _order(self, queue: ModelQueue, now: float) -> tuple[int, float]:
+        """Returns after which order others let those go first who wait for a model: with patience, none of a class."""
+        first = queue.waiting[0].order
+        if self._patience.has_ended(queue, lambda: self._in_the_way(queue.entry.name, now), now):
+            return first
+        return first[0], math.inf
 
     def _next_pinned(self) -> str | None:
         """Returns a model that isn't in the tier that it is pinned to; those of hbm first."""

@@ -10,7 +10,7 @@ patience early enough for what is under way, the switch and the prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from ...errors import ConfigurationError
 from ..foresight import Foresight
@@ -40,29 +40,36 @@ class Patience:
         self._foresight = foresight
         self._seconds = seconds
 
-    def has_ended(self, job: Job, in_the_way: Callable[[], Iterable[str]], now: float) -> bool:
-        """Returns whether a held request is to wait no longer than it must.
+    def has_ended(self, queue: ModelQueue, in_the_way: Callable[[], Sequence[str]], now: float) -> bool:
+        """Returns whether those who wait for a model that is not hot are to wait no longer than they must.
 
         Args:
-            job: The first of its model's that wait.
+            queue: Of the model; somebody waits.
             in_the_way: Models that have to run dry first.
             now: The time.
         """
-        if not self._seconds or job.cold_since is None:  # what has begun lets nobody go first
+        since = queue.waiting[0].cold_since
+        if not self._seconds or since is None:  # what has begun lets nobody go first
             return True
-        if now >= job.cold_since + self._seconds:
+        if now >= since + self._seconds:
             arrived_at = self._state.residency.arrived_at
             if all(now >= arrived_at(name) + self._seconds for name in in_the_way()):
                 return True
-        deadline = job.request.deadline_seconds
-        return deadline is not None and now >= job.arrived_at + deadline - self._seconds_needed(job, in_the_way())
-
-    def _seconds_needed(self, job: Job, in_the_way: Iterable[str]) -> float:
-        """Returns how long it takes at most from now to a request's first token, if it waits no longer."""
+        if all(job.request.deadline_seconds is None for job in queue.waiting):
+            return False
         queues = self._state.queues
-        first = _seconds_to_first(queues[job.request.model], job)
-        under_way = sum(_seconds_left(queues[name]) for name in in_the_way)  # they take turns
-        return under_way + self._foresight.reload_seconds(job.request.model) + first
+        seconds = sum(_seconds_left(queues[name]) for name in in_the_way())  # they take turns
+        return now + seconds >= _latest(queue) - self._foresight.reload_seconds(queue.entry.name)
+
+
+def _latest(queue: ModelQueue) -> float:
+    """Returns when a model must be hot so that each of those who wait for it has its first token in time."""
+    latest, seconds = math.inf, 0.0
+    for job in queue.waiting:
+        seconds += _seconds_to_first(queue, job)
+        if job.request.deadline_seconds is not None:
+            latest = min(latest, job.arrived_at + job.request.deadline_seconds - seconds)
+    return latest
 
 
 def _seconds_to_first(queue: ModelQueue, job: Job) -> float:

@@ -104,6 +104,13 @@ def test_a_deadline_ends_patience_in_time_for_what_is_under_way(deadline: float)
     assert switches(play([A, B], [*BUSY, FOR_B], patience_seconds=30.0))[1][0] > 4.0  # without one
 
 
+def test_a_deadline_counts_behind_requests_that_have_none():
+    behind = replace(generate(2, "b", max_tokens=4), deadline_seconds=0.8)
+    records = play([A, B], [*BUSY, FOR_B, (1.3, behind)], patience_seconds=30.0)
+    assert 2.1 - 2 * ANSWER < first_token_at(records, 2) <= 2.1
+    assert first_token_at(records, 1) < first_token_at(records, 2)
+
+
 def test_a_deadline_counts_for_an_encoder_too():
     request = replace(embed(1, lengths=(3, 3)), deadline_seconds=0.8)
     records = play([A, encoder(weights_bytes=1000)], [*BUSY, (1.2, request)], patience_seconds=30.0)
