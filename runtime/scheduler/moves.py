@@ -153,8 +153,8 @@ class Moves:
         return self._barrier
 
     def _in_the_way(self, model: str, now: float) -> list[str]:
-        """Returns those that have to leave hbm for a model, busy or not."""
-        return self._victims(model, "hbm", lambda _: True, now) or []
+        """Returns the hot models that have to leave for another one, busy or not."""
+        return [name for name in self._victims(model, "hbm", lambda _: True, now) or () if self._residency.is_hot(name)]
 
     def _first_held(self, now: float) -> _Wanted | None:
         """Returns whom the first of the held requests waits for; in its class, those without patience go first."""
