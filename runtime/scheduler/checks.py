@@ -46,7 +46,7 @@ class Checks:
         step = self._state.step
         is_wanted = any(queue.waiting and self._is_held(name) for name, queue in self._state.queues.items())
         for model, job in list(self._begun.items()):
-            if job.id not in self._state.jobs:
+            if not self._is_being_checked(model):
                 del self._begun[model]
             elif step is not None and job in step.jobs:
                 continue
@@ -60,9 +60,9 @@ class Checks:
             return []
         gone = [model for model in self._pending if not self._state.residency.is_hot(model)]
         actions: list[Action] = [Reply(self._pending.pop(model).id, failure="dropped") for model in gone]
-        if self._pending and self._is_quiet():
-            model, request = next(iter(self._pending.items()))
-            del self._pending[model]
+        model = next((model for model in self._pending if not self._is_being_checked(model)), None)
+        if model is not None and self._is_quiet():
+            request = self._pending.pop(model)
             job = self._begun[model] = job_of(request, (_LAST_CLASS, self._state.next_id()), now)
             self._state.jobs[job.id] = job
             self._state.queues[model].shares.join(request.client)
@@ -94,6 +94,9 @@ class Checks:
     def refuse(request: Request, message: str) -> Reply:
         """Returns the answer to a request for a model that is not healthy."""
         return Reply(request.id, failure="unhealthy", message=message)
+
+    def _is_being_checked(self, model: str) -> bool:
+        return model in self._begun and self._begun[model].id in self._state.jobs
 
     def _is_held(self, name: str) -> bool:
         """Whether those that wait in a model's queue wait for the model."""

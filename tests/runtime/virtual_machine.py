@@ -17,7 +17,7 @@ knows only the manifest's numbers, the events and the actions.
 - Answers: the tokens that a request streams are those of the pure draw function, each once, with one end.
 - Order: of one client in one model and class, first come is first begun; but a prompt that a step completes may pass
   one that needs several, and a prompt may be passed whose beginning is being computed for another, or of which only
-  the last token is not in the cache.
+  the last token is not in the cache. One that is passed because another is to compute its beginning begins after that.
 - Timing: what a reply says of waits, switches and cached tokens is what happened.
 """
 
@@ -96,6 +96,7 @@ class VirtualMachine(VirtualTiers):
             case Arrival() | Routed() | Check() | Checked():
                 self._come(item, record.at_seconds)
             case Cancel(request_id):
+                self._leave(self.clients[request_id])
                 self.clients[request_id].is_gone = True
             case Transfer():
                 self._begin_transfer(item)
@@ -152,6 +153,7 @@ class VirtualMachine(VirtualTiers):
                 continue
             self._check_turn(client, is_whole=isinstance(entry, EmbedEntry) or entry.sampling is not None)
             if not client.has_begun:
+                self._check_waited(client)
                 client.has_begun, client.begun_at = True, self.now
         self.step = step
         if isinstance(step, Embed):
@@ -213,28 +215,46 @@ class VirtualMachine(VirtualTiers):
             if is_whole and isinstance(client.request.work, GenerateWork):
                 continue
             if other.request.priority == client.request.priority:
-                is_passed = other.may_be_passed or self._is_shared(other)
-                assert is_passed, f"{client.request} begins before {other.request}"
+                self._check_passed(client, other)
 
-    def _is_shared(self, client: Client) -> bool:
-        """Whether all but the last token of a client's prompt is in the cache, or steps compute its beginning."""
+    def _check_passed(self, client: Client, other: Client) -> None:
+        """Checks that a client which begins now may pass another that has come before."""
+        if other.may_be_passed or self._is_cached(other):
+            return
+        alike = self._alike(other)
+        if not any(one.has_begun for one in alike):  # one may be about to begin, and the other has to wait for it
+            other.waits_for = [one for one in alike if one is not client]
+            assert other.waits_for, f"{client.request} begins before {other.request}"
+
+    def _check_waited(self, client: Client) -> None:
+        """Checks that a client which was passed, for another was to compute its beginning, begins after that one."""
+        over = (one.has_begun or one.was_short or not one.is_open for one in client.waits_for)
+        assert not client.waits_for or any(over), f"{client.request} did not wait for {client.waits_for}"
+
+    def _is_cached(self, client: Client) -> bool:
+        """Whether all but the last token of a client's prompt is in the cache, so that it begins with a decode step."""
         work = client.request.work
         if not isinstance(work, GenerateWork):
             return False
         history: int | str = work.salt
         for token in work.prompt[:-1]:
             history = self._history(history, token)
-        if history in self.cache[client.request.model].values():
-            return True  # it begins with a decode step, whose turn comes next
+        return history in self.cache[client.request.model].values()
+
+    def _alike(self, client: Client) -> list[Client]:
+        """Returns the others whose steps compute, or will compute, the beginning of a client's prompt."""
+        work = client.request.work
+        if not isinstance(work, GenerateWork):
+            return []
         num_tokens = min(len(work.prompt) - 1, self._block_tokens(client.request.model))
-        return any(
-            other.has_begun
+        return [
+            other
+            for other in self._of(client.request.model)
+            if other is not client
             and isinstance(other.request.work, GenerateWork)
             and other.request.work.salt == work.salt
             and (*other.prompt, *other.streamed)[:num_tokens] == work.prompt[:num_tokens]
-            for other in self._of(client.request.model)
-            if other is not client
-        )
+        ]
 
     def _check_embed(self, step: Embed) -> None:
         keys = [(entry.request_id, entry.index) for entry in step.entries]
@@ -405,9 +425,15 @@ class VirtualMachine(VirtualTiers):
         if reply.failure is None and not client.is_check and isinstance(client.request.work, GenerateWork | EmbedWork):
             self._check_timing(client, reply)
         if reply.finish_reason or reply.failure:
-            for other in self._of(client.request.model):
-                other.may_be_passed |= not other.has_begun and self._is_shared(other)
+            self._leave(client)
             client.end = reply
+
+    def _leave(self, client: Client) -> None:
+        """Notes who had to wait for what a client's steps compute, or would have computed."""
+        for other in self._of(client.request.model):
+            if not other.has_begun:
+                others = [one for one in self._alike(other) if one.has_begun or one is client]
+                other.may_be_passed |= bool(others) or self._is_cached(other)
 
     def _check_moved(self, client: Client, reply: Reply) -> None:
         work, model = client.request.work, client.request.model

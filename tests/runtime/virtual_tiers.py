@@ -58,6 +58,7 @@ class Client:
     end: Reply | None = None
     is_check: bool = False
     may_be_passed: bool = False  # its beginning was computed for one that has ended; others were admitted meanwhile
+    waits_for: list[Client] = field(default_factory=list)  # one of them is to compute its beginning; others passed it
     was_short: bool = False  # of KV blocks, at some time, or lost them: it may have been preempted
     cached_tokens: int = 0  # that steps took to be there, and that no step had computed for it
     num_known: int = 0  # tokens in the cache after its last step
