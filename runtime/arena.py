@@ -1,16 +1,18 @@
-"""Memory that stands in for a device's own on the CPU: allocated once, touched once, handed out in pieces.
+"""Memory that is allocated once, touched once, and handed out in pieces.
 
-An accelerator's allocator holds its memory for good, so a switch there is a copy and nothing else. The C library
-would hand each evicted model's pages back to the system, and the next model would arrive at the speed of page faults.
+It stands in for a device's own on the CPU: an accelerator's allocator holds its memory for good, so a switch there is a
+copy and nothing else. The C library would hand each evicted model's pages back to the system, and the next model would
+arrive at the speed of page faults. So would saved KV blocks, for which it grows.
 """
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-__all__ = ["Arena", "aligned_empty", "padded"]
+__all__ = ["Arena", "GrowingArena", "aligned_empty", "padded"]
 
 _ALIGNMENT = 64  # bytes; JAX takes over an aligned buffer without a copy
 
@@ -30,15 +32,26 @@ class Arena:
         self._free = [(0, num_bytes)]  # (offset, bytes), by offset, neighbours merged
         self._lock = threading.Lock()
 
-    def allocate(self, num_bytes: int) -> np.ndarray:
-        """Returns aligned memory, [num_bytes] of u8: the first hole that holds it, or the system's if none does."""
+    @property
+    def free_bytes(self) -> int:
+        """What no piece takes, in however many holes."""
+        with self._lock:
+            return sum(room for _, room in self._free)
+
+    def find(self, num_bytes: int) -> np.ndarray | None:
+        """Returns aligned memory, [num_bytes] of u8: the first hole that holds it, if one does."""
         size = padded(num_bytes)
         with self._lock:
             for index, (offset, room) in enumerate(self._free):
                 if room >= size:
                     self._free[index : index + 1] = [(offset + size, room - size)] if room > size else []
                     return self._block[offset : offset + num_bytes]
-        return aligned_empty(num_bytes)
+        return None
+
+    def allocate(self, num_bytes: int) -> np.ndarray:
+        """Returns what `find` does, or the system's memory if no hole holds it."""
+        piece = self.find(num_bytes)
+        return aligned_empty(num_bytes) if piece is None else piece
 
     def release(self, piece: np.ndarray) -> None:
         """Takes back memory that `allocate` gave; nobody may use it any more."""
@@ -54,6 +67,40 @@ class Arena:
                 else:
                     merged.append((start, room))
             self._free = merged
+
+
+class GrowingArena:
+    """Arenas of one size; when they are nearly full, another thread makes the next one. For one thread.
+
+    Args:
+        num_bytes: Of each. So much more is held at most than pieces took at some time.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        self._arenas: list[Arena] = []
+        self._maker = ThreadPoolExecutor(1, "plait-arena")
+        self._coming: Future[Arena] | None = self._maker.submit(Arena, num_bytes)
+
+    def allocate(self, num_bytes: int) -> np.ndarray:
+        """Returns aligned memory, [num_bytes] of u8: the system's if there is no room yet."""
+        if self._coming is not None and self._coming.done():
+            self._arenas.append(self._coming.result())
+            self._coming = None
+        pieces = (arena.find(num_bytes) for arena in self._arenas)
+        piece = next((piece for piece in pieces if piece is not None), None)
+        if self._coming is None and sum(arena.free_bytes for arena in self._arenas) < self._num_bytes // 2:
+            self._coming = self._maker.submit(Arena, self._num_bytes)
+        return aligned_empty(num_bytes) if piece is None else piece
+
+    def release(self, piece: np.ndarray) -> None:
+        """Takes back memory that `allocate` gave; nobody may use it any more."""
+        for arena in self._arenas:
+            arena.release(piece)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._maker.shutdown(cancel_futures=True)
 
 
 def aligned_empty(num_bytes: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from ..compiler.configuration import BLOCK_TOKENS, Configuration
 from ..compiler.executable import Executable, provide_devices
 from ..compiler.target import Target
 from ..errors import ExecutionError
-from .arena import Arena
+from .arena import Arena, GrowingArena
 from .events import (
     CopyBlocks,
     Decode,
@@ -46,7 +46,7 @@ from .events import (
     Verify,
 )
 from .gaps import StepGaps
-from .pool_copies import PoolCopier, SavedBlock
+from .pool_copies import PoolCopier
 from .program_loader import Awaited, ProgramLoader
 from .sampler import Proposal, draw_logprobs, propose, sample
 from .tiers import Copier, Moved
@@ -55,6 +55,7 @@ __all__ = ["JaxExecutor", "Logprobs", "MemoryReading", "Vectors"]
 
 Logprobs = tuple[tuple[int, float], ...]  # (token, logarithm of its probability): the drawn one, then the likeliest
 Vectors = dict[tuple[int, int], np.ndarray]  # by (request id, index of the sequence)
+_SAVED_AHEAD = 64 << 20  # most bytes of memory that is made ready at once for KV blocks in ddr
 _Memory: TypeAlias = tuple[str | None, Hashable]  # (memory kind, device)
 
 
@@ -91,7 +92,9 @@ class JaxExecutor:
         self._link = target.link("ddr", "hbm") if target.kind == "tiered" else None
         self._pool_copiers: dict[str, Awaited[PoolCopier]] = {}  # of decoders
         self._copies: dict[str, list[tuple[int, int]]] = {}  # of blocks, to be made before a model's next step
-        self._saved: dict[int, tuple[SavedBlock, int]] = {}  # by slot: a block, and its bytes on the fullest device
+        kv_bytes = sum(entry.kv_bytes for entry in bundle.manifest.models) if self._link else 0
+        self._saved_memory = GrowingArena(min(_SAVED_AHEAD, kv_bytes))
+        self._saved: dict[int, tuple[np.ndarray, int]] = {}  # by slot: a block, and its bytes on the fullest device
         self._saved_bytes = 0  # of them all: adding them up at every switch takes longer the more there are
         self._kinds = {name: tier.memory_kind for name, tier in target.tiers.items()}
         self._loader: ProgramLoader | None = None
@@ -189,8 +192,10 @@ class JaxExecutor:
     def drop_blocks(self, drop: DropBlocks) -> None:
         """Frees saved blocks."""
         for slot in drop.slots:
-            _, num_bytes = self._saved.pop(slot, ((), 0))  # of a copy that failed there may be none
-            self._saved_bytes -= num_bytes
+            if slot in self._saved:  # of a copy that failed there is none
+                content, num_bytes = self._saved.pop(slot)
+                self._saved_memory.release(content)
+                self._saved_bytes -= num_bytes
         self.has_news = True
 
     def release(self) -> None:
@@ -200,6 +205,7 @@ class JaxExecutor:
         self._copier.close()
         self._saved.clear()
         self._saved_bytes = 0
+        self._saved_memory.close()
         for models in self._tiers.values():
             for moved in models.values():
                 moved.release()
@@ -350,11 +356,16 @@ class JaxExecutor:
         pools = self._ready(save.model).pools
         copier = self._pool_copiers[save.model].result()
         entry = self._entries[save.model]
-        blocks = copier.save(pools, [block for block, _ in save.copies], save.num_bytes)
-        for (_, slot), block in zip(save.copies, blocks, strict=True):
-            whole = sum(layer.nbytes for layer in block)
-            num_bytes = whole * max(share.kv_bytes for share in entry.shares) // entry.kv_bytes
-            self._saved[slot] = (block, num_bytes)
+        contents = [self._saved_memory.allocate(copier.saved_bytes) for _ in save.copies]
+        try:
+            copier.save(pools, [block for block, _ in save.copies], contents, save.num_bytes)
+        except RuntimeError:
+            for content in contents:
+                self._saved_memory.release(content)
+            raise
+        num_bytes = copier.saved_bytes * max(share.kv_bytes for share in entry.shares) // entry.kv_bytes
+        for (_, slot), content in zip(save.copies, contents, strict=True):
+            self._saved[slot] = (content, num_bytes)
             self._saved_bytes += num_bytes
         self.has_news = True
         return StepDone(save.step_id)

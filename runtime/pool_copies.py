@@ -4,16 +4,17 @@ A block is a row of every layer's pool. Copies go in groups of a fixed number of
 program for each pipeline stage, compiled ahead; a group that is not full is filled up with blocks out of range, which
 are read as anything and written nowhere. A block alone, as what many prompts begin with often is, has programs of its
 own: new memory for a whole group's values takes longer than the copy. A group's values are all that a copy needs in hbm
-beside the pools.
+beside the pools. A saved block is one piece of memory: many small ones amid what a copy needs for a moment would have
+the C library give that back to the system, and the next copy would take page faults.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -24,9 +25,7 @@ from ..compiler.kv_pool import pool_dtype, pool_shape
 from ..compiler.target import Link
 from ..models.config import DecoderConfig
 
-__all__ = ["GROUP_BLOCKS", "PoolCopier", "SavedBlock"]
-
-SavedBlock: TypeAlias = tuple[np.ndarray, ...]  # of each layer: [block tokens, *entry]
+__all__ = ["GROUP_BLOCKS", "PoolCopier"]
 
 GROUP_BLOCKS = 8  # a group takes as long, however many of its blocks are wanted
 
@@ -71,6 +70,7 @@ class PoolCopier:
         self._num_blocks = entry.kv.num_blocks
         self._link = link
         shape, dtype = pool_shape(entry.config, entry.kv.num_blocks), pool_dtype(entry.kv.dtype)
+        self._saved_shape, self._dtype = (len(shardings), *shape[1:]), dtype
         pools = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for sharding in shardings]
         stages = itertools.groupby(range(len(pools)), lambda layer: frozenset(shardings[layer].device_set))
         layers = [list(group) for _, group in stages]
@@ -91,47 +91,58 @@ class PoolCopier:
             for stage, program in zip(self._stages, programs.copy, strict=True):
                 pools[stage] = program(pools[stage], sources, destinations)
 
-    def save(self, pools: list[jax.Array], blocks: Sequence[int], num_bytes: int) -> list[SavedBlock]:
-        """Returns the contents of blocks.
+    @property
+    def saved_bytes(self) -> int:
+        """What a saved block takes: its rows of all layers."""
+        return math.prod(self._saved_shape) * self._dtype.itemsize
+
+    def save(
+        self, pools: list[jax.Array], blocks: Sequence[int], contents: Sequence[np.ndarray], num_bytes: int
+    ) -> None:
+        """Reads the contents of blocks.
 
         Args:
             pools: Of each layer; only read.
             blocks: Their ids.
-            num_bytes: What the link is to move.
-        """
-        began = time.perf_counter()
-        saved: list[SavedBlock] = []
-        for group in _groups(blocks):
-            programs = self._programs_for(group)
-            ids = self._ids(programs, group)
-            stages = zip(self._stages, programs.read, strict=True)
-            layers = [np.asarray(rows) for stage, program in stages for rows in program(pools[stage], ids)]
-            saved += [tuple(rows[index].copy() for rows in layers) for index in range(len(group))]
-        self._keep_pace(began, num_bytes)
-        return saved
-
-    def load(
-        self, pools: list[jax.Array], blocks: Sequence[int], contents: Sequence[SavedBlock], num_bytes: int
-    ) -> None:
-        """Writes contents to blocks; the pools are replaced in place.
-
-        Args:
-            pools: Of each layer; donated.
-            blocks: Their ids.
-            contents: Of each of them.
+            contents: Where those of each go, [saved_bytes] of u8.
             num_bytes: What the link is to move.
         """
         began = time.perf_counter()
         for group in _groups(list(zip(blocks, contents, strict=True))):
             programs = self._programs_for(group)
             ids = self._ids(programs, [block for block, _ in group])
-            values = [content for _, content in group]
+            stages = zip(self._stages, programs.read, strict=True)
+            layers = [np.asarray(rows) for stage, program in stages for rows in program(pools[stage], ids)]
+            for index, (_, content) in enumerate(group):
+                for row, rows in zip(self._rows_of(content), layers, strict=True):
+                    row[...] = rows[index]
+        self._keep_pace(began, num_bytes)
+
+    def load(
+        self, pools: list[jax.Array], blocks: Sequence[int], contents: Sequence[np.ndarray], num_bytes: int
+    ) -> None:
+        """Writes contents to blocks; the pools are replaced in place.
+
+        Args:
+            pools: Of each layer; donated.
+            blocks: Their ids.
+            contents: Of each of them, as `save` left it.
+            num_bytes: What the link is to move.
+        """
+        began = time.perf_counter()
+        for group in _groups(list(zip(blocks, contents, strict=True))):
+            programs = self._programs_for(group)
+            ids = self._ids(programs, [block for block, _ in group])
+            values = [self._rows_of(content) for _, content in group]
             values += values[:1] * (programs.num_blocks - len(group))
             rows = [np.stack(layer) for layer in zip(*values, strict=True)]
             for stage, program in zip(self._stages, programs.write, strict=True):
                 pools[stage] = program(pools[stage], ids, rows[stage])
         jax.block_until_ready(pools)
         self._keep_pace(began, num_bytes)
+
+    def _rows_of(self, saved: np.ndarray) -> np.ndarray:
+        return saved.view(self._dtype).reshape(self._saved_shape)
 
     def _programs_for(self, group: Sequence) -> _Programs:
         return self._programs[1 if len(group) == 1 else GROUP_BLOCKS]

@@ -59,7 +59,8 @@ def test_copies_are_made_one_after_the_other(tiny_bundle: Path, copies: list[tup
 @pytest.mark.parametrize("blocks", [[3], [5, 0], [4, 1, 0, 2, 5, 3]])
 def test_what_is_saved_is_loaded_to_other_blocks(tiny_bundle: Path, blocks: list[int]) -> None:
     copier, before = copier_of(tiny_bundle)
-    saved = copier.save(on_device(before), blocks, 0)
+    saved = [np.empty(copier.saved_bytes, np.uint8) for _ in blocks]
+    copier.save(on_device(before), blocks, saved, 0)
     pools = on_device([np.zeros_like(pool) for pool in before])
     others = [(block + 2) % NUM_BLOCKS for block in blocks]
     copier.load(pools, others, saved, 0)
