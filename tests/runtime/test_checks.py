@@ -8,16 +8,20 @@ from tiny_models import answer_of, decoder, generate, never_ends, run
 from virtual_machine import verify
 
 from plait.compiler.bundle.manifest import TierBudget
-from plait.runtime.events import Check, Prefill, Reply
+from plait.runtime.events import Check, Event, Prefill, Reply
 
 A, B = decoder("a"), decoder("b")
 ONE = 1100  # bytes of hbm for one of them
+WAKE = (0.0, generate(0, "a", max_tokens=1))
+
+
+def two_checks(max_tokens: int) -> list[tuple[float, Event]]:
+    """Two checks of a model, the second while the first runs."""
+    return [(at, Check(generate(number, "a", max_tokens=max_tokens))) for at, number in ((0.5, 1000), (0.53, 1001))]
 
 
 def test_a_check_gives_way_to_who_waits_for_a_model_whether_or_not_another_was_asked_for():
-    wake = (0.0, generate(0, "a", max_tokens=1))
-    checks = [(at, Check(generate(number, "a", max_tokens=12))) for at, number in ((0.5, 1000), (0.53, 1001))]
-    records = run([A, B], [wake, (0.6, generate(1, "b"))], hbm=ONE, events=checks, draw_token=never_ends)
+    records = run([A, B], [WAKE, (0.6, generate(1, "b"))], hbm=ONE, events=two_checks(12), draw_token=never_ends)
     verify(records, [A, B], TierBudget(ONE, 10**6), partial(answer_of, draw_token=never_ends))
     begun = {e.request_id for r in records if isinstance(r.item, Prefill) for e in r.item.entries}
     assert begun == {0, 1, 1000}
@@ -26,9 +30,7 @@ def test_a_check_gives_way_to_who_waits_for_a_model_whether_or_not_another_was_a
 
 
 def test_checks_of_a_model_run_one_after_the_other():
-    wake = (0.0, generate(0, "a", max_tokens=1))
-    checks = [(at, Check(generate(number, "a", max_tokens=8))) for at, number in ((0.5, 1000), (0.53, 1001))]
-    records = run([A], [wake], hbm=ONE, events=checks, draw_token=never_ends)
+    records = run([A], [WAKE], hbm=ONE, events=two_checks(8), draw_token=never_ends)
     verify(records, [A], TierBudget(ONE, 10**6), partial(answer_of, draw_token=never_ends))
     ended = {r.item.request_id: r.at_seconds for r in records if isinstance(r.item, Reply) and r.item.finish_reason}
     begun = {r.item.entries[0].request_id: r.at_seconds for r in records if isinstance(r.item, Prefill)}
