@@ -26,17 +26,12 @@ class Arena:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
+        self.free_bytes = num_bytes  # in however many holes
         raw = np.ones(num_bytes + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         self._block = raw[start : start + num_bytes]
         self._free = [(0, num_bytes)]  # (offset, bytes), by offset, neighbours merged
         self._lock = threading.Lock()
-
-    @property
-    def free_bytes(self) -> int:
-        """What no piece takes, in however many holes."""
-        with self._lock:
-            return sum(room for _, room in self._free)
 
     def find(self, num_bytes: int) -> np.ndarray | None:
         """Returns aligned memory, [num_bytes] of u8: the first hole that holds it, if one does."""
@@ -45,6 +40,7 @@ class Arena:
             for index, (offset, room) in enumerate(self._free):
                 if room >= size:
                     self._free[index : index + 1] = [(offset + size, room - size)] if room > size else []
+                    self.free_bytes -= size
                     return self._block[offset : offset + num_bytes]
         return None
 
@@ -67,6 +63,7 @@ class Arena:
                 else:
                     merged.append((start, room))
             self._free = merged
+            self.free_bytes += size
 
 
 class GrowingArena:
