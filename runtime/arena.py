@@ -67,10 +67,10 @@ class Arena:
 
 
 class GrowingArena:
-    """Arenas of one size; when they are nearly full, another thread makes the next one. For one thread.
+    """Arenas of one size; when less than half of one is free, another thread makes the next. For one thread.
 
     Args:
-        num_bytes: Of each. So much more is held at most than pieces took at some time.
+        num_bytes: Of each. One and a half of them are held at most beside what pieces took at some time.
     """
 
     def __init__(self, num_bytes: int) -> None:
