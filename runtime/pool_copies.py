@@ -3,9 +3,9 @@
 A block is a row of every layer's pool. Copies go in groups of a fixed number of blocks, so that each kind is one
 program for each pipeline stage, compiled ahead; a group that is not full is filled up with blocks out of range, which
 are read as anything and written nowhere. A block alone, as what many prompts begin with often is, has programs of its
-own: new memory for a whole group's values takes longer than the copy. A group's values are all that a copy needs in hbm
-beside the pools. A saved block is one piece of memory: many small ones amid what a copy needs for a moment would have
-the C library give that back to the system, and the next copy would take page faults.
+own, which take a quarter to a half less. A group's values are all that a copy needs in hbm beside the pools. A saved
+block is one piece of memory: many small ones amid what a copy needs for a moment would have the C library give that
+back to the system, and the next copy would take page faults.
 """
 
 from __future__ import annotations
