@@ -1,6 +1,7 @@
 """Copies of tensors in chunks: a transfer can end after any of them, and says how far it has come.
 
-Several threads copy, and one alone where each chunk has to fit between two steps.
+The thread that asks for them copies, and another one beside it; but alone where each chunk has to fit between two
+steps. Whoever is done with a strip takes the next: the first has more to do than to copy.
 
 A tensor that is larger than a chunk is divided where its bytes are copied into memory of this process; devices with
 memory of their own get whole tensors.
@@ -8,14 +9,12 @@ memory of their own get whole tensors.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import jax
 import numpy as np
@@ -29,7 +28,7 @@ __all__ = ["ChunkCopier", "Pace", "Tensor"]
 
 Tensor: TypeAlias = np.ndarray | jax.Array
 
-_NUM_THREADS = 2  # one thread alone does not fill this machine's memory bus
+_STRIPS_A_CHUNK = 2  # one for each thread: one alone does not fill this machine's memory bus
 
 
 @dataclass
@@ -45,11 +44,11 @@ class ChunkCopier:
     """Copies tensors to where others of the same shapes are."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="plait-copy")
+        self._helper = ThreadPoolExecutor(1, thread_name_prefix="plait-copy")
 
     def close(self) -> None:
-        """Ends the copying threads."""
-        self._threads.shutdown()
+        """Ends the thread that helps."""
+        self._helper.shutdown()
 
     def copy(
         self,
@@ -58,7 +57,7 @@ class ChunkCopier:
         chunk_bytes: int,
         within: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> Generator[tuple[Mapping[str, Tensor], int], None, None]:
-        """Yields the tensors that are whole with a chunk, and its bytes; by default while the next chunk is copied.
+        """Yields the tensors that are whole with a chunk, and its bytes; by default while the next ones are copied.
 
         No copy is under way any more once the iterator is closed.
 
@@ -72,29 +71,33 @@ class ChunkCopier:
             for strip in _strips(source, chunk_bytes, divides=False):
                 yield {name: source[name] for name in strip.whole}, strip.num_bytes
         elif within is None:
-            yield from self._copy_ahead(source, destination, chunk_bytes)
+            for strip in self._copied_by_two(source, destination, chunk_bytes):
+                yield {name: destination[name] for name in strip.whole}, strip.num_bytes
         else:  # by this thread: others would begin a while after the gap does
             for strip in _strips(source, chunk_bytes, divides=True):
-                copy = _prepared(strip, source, destination)
+                copy = _streamed([strip], source, destination)
                 with within():
                     copy.run()
+                    _copy_others(strip, source, destination)
                 yield {name: destination[name] for name in strip.whole}, strip.num_bytes
 
-    def _copy_ahead(
+    def _copied_by_two(
         self, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray], chunk_bytes: int
-    ) -> Generator[tuple[Mapping[str, Tensor], int], None, None]:
-        """Yields chunks, each while the next one is copied, by all threads."""
-        strips = _strips(source, max(1, chunk_bytes // _NUM_THREADS), divides=True)
-        ahead: deque[tuple[list[_Strip], list[Future[None]]]] = deque()
+    ) -> Generator[_Strip, None, None]:
+        """Yields strips that are copied, in order; the helper copies further ones meanwhile."""
+        strips = list(_strips(source, max(1, chunk_bytes // _STRIPS_A_CHUNK), divides=True))
+        copy = _streamed(strips, source, destination)
+        helped = self._helper.submit(copy.run)
         try:
-            while chunk := list(itertools.islice(strips, _NUM_THREADS)):
-                ahead.append((chunk, [self._threads.submit(_prepared(s, source, destination).run) for s in chunk]))
-                if len(ahead) > 1:
-                    yield _arrived(*ahead.popleft(), destination)
-            while ahead:
-                yield _arrived(*ahead.popleft(), destination)
+            for number, strip in enumerate(strips):
+                while not copy.is_copied(number):
+                    if not copy.take():
+                        helped.result()  # has taken what is missing
+                _copy_others(strip, source, destination)
+                yield strip
         finally:
-            wait([future for _, futures in ahead for future in futures])  # their memory may be given back next
+            copy.stop()
+            wait([helped])  # the memory may be given back next
 
 
 class Pace:
@@ -153,27 +156,30 @@ def _strips(tensors: Mapping[str, Tensor], most_bytes: int, *, divides: bool) ->
         yield strip
 
 
-def _prepared(strip: _Strip, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray]) -> StreamedCopy:
+def _streamed(
+    strips: Sequence[_Strip], source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray]
+) -> StreamedCopy:
     from .streaming import StreamedCopy  # once there is something to copy: it takes a while
 
-    pieces = [(_bytes_of(destination[name])[i:j], _bytes_of(source[name])[i:j]) for name, i, j in strip.parts]
-    return StreamedCopy(pieces)
+    return StreamedCopy(
+        [
+            [
+                (destination[name], tensor, begin, end)
+                for name, begin, end in strip.parts
+                if _is_flat(tensor := source[name])
+            ]
+            for strip in strips
+        ]
+    )
 
 
-def _is_flat(tensor: Tensor) -> bool:
+def _copy_others(strip: _Strip, source: Mapping[str, Tensor], destination: Mapping[str, np.ndarray]) -> None:
+    """Copies the tensors of a strip that are no row of bytes."""
+    for name in strip.whole:
+        if not _is_flat(source[name]):
+            np.copyto(destination[name], source[name])
+
+
+def _is_flat(tensor: Tensor) -> TypeGuard[np.ndarray]:
     """Whether a tensor's bytes are beside each other."""
     return isinstance(tensor, np.ndarray) and tensor.flags.c_contiguous
-
-
-def _bytes_of(tensor: Tensor) -> np.ndarray:
-    """Returns a tensor's bytes in order; a copy if they are not beside each other."""
-    return np.asarray(tensor).reshape(-1).view(np.uint8)
-
-
-def _arrived(
-    chunk: list[_Strip], copies: list[Future[None]], destination: Mapping[str, np.ndarray]
-) -> tuple[Mapping[str, Tensor], int]:
-    for copy in copies:
-        copy.result()
-    whole = {name: destination[name] for strip in chunk for name in strip.whole}
-    return whole, sum(strip.num_bytes for strip in chunk)

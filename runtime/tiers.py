@@ -173,19 +173,13 @@ class Copier:
                     views = {name: view for block in blocks[number] for name, view in block.views.items()}
                 pace.next_device()
                 sharding = device_sharding(kind, number)
-                landed: list[Mapping[str, Tensor]] = []  # in memory that stands in for the device's
                 stands_in = arena is not None and source is not None and pace.is_kept
                 within = (lambda: self._gaps.chunk(pace.due)) if stands_in else None
                 with contextlib.closing(self._chunks.copy(tensors, views, transfer.chunk_bytes, within)) as chunks:
                     for whole, num_bytes in chunks:
-                        if views is None or pace.is_kept:
-                            arrived[number] |= _put(whole, sharding)
-                        else:
-                            landed.append(whole)
+                        arrived[number] |= _put(whole, sharding)
                         pace.moved(num_bytes)
                         progress(pace.done_bytes)
-                for whole in landed:  # at the end: in between it holds up the copying threads, unless the link does
-                    arrived[number] |= _put(whole, sharding)
             copy_seconds = time.perf_counter() - began - pace.slept_seconds
             shapes = source.shapes if source is not None else {name: tensor.shape for name, tensor in mapping.items()}  # type: ignore[union-attr]
             weights = assemble(entry, arrived, shapes, kind)
@@ -225,7 +219,13 @@ def _put(tensors: Mapping[str, Tensor], sharding: Sharding) -> Mapping[str, jax.
 
     While JAX is at it, each of the arrays counts several times among the live ones: so not too many at once.
     """
-    return jax.block_until_ready(jax.device_put(tensors, sharding))
+    if any(isinstance(tensor, jax.Array) for tensor in tensors.values()):  # a callback's result stays where it is
+        return jax.block_until_ready(jax.device_put(tensors, sharding))
+    return jax.block_until_ready({name: _array(tensor, sharding) for name, tensor in tensors.items()})
+
+
+def _array(tensor: Tensor, sharding: Sharding) -> jax.Array:
+    return jax.make_array_from_callback(tensor.shape, sharding, lambda _: tensor)  # half of `device_put`'s time
 
 
 def _parts(entry: ModelEntry, mapping: MappedWeights | None, source: Moved | None) -> Sequence[Mapping[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import time
@@ -166,6 +167,21 @@ def test_chunks_are_no_larger_than_asked_and_hold_every_byte_once(
     copier.close()
     assert arrived == list(source)
     assert num_bytes == sum(tensor.nbytes for tensor in source.values())
+
+
+@pytest.mark.parametrize("within", [None, contextlib.nullcontext])
+def test_parts_of_wider_tensors_arrive_whole_among_others(
+    within: Callable[[], contextlib.nullcontext[None]] | None,
+) -> None:
+    wide = np.random.default_rng(3).integers(0, 256, (40, 30), np.uint8)
+    source: Mapping[str, np.ndarray] = {"rows": wide[3:20], "columns": wide[:, 5:9], "all": wide, "turned": wide.T}
+    destination = {name: np.zeros(tensor.shape, np.uint8) for name, tensor in source.items()}
+    copier = ChunkCopier()
+    for tensors, _ in copier.copy(source, destination, 100, within):
+        for name, tensor in tensors.items():
+            assert np.array_equal(tensor, source[name]), name
+    copier.close()
+    assert all(np.array_equal(tensor, source[name]) for name, tensor in destination.items())
 
 
 def test_a_fetch_ahead_gives_way_to_a_request_for_another_model(bundle: Bundle) -> None:
