@@ -44,6 +44,7 @@ class RemoteStation:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, spec), daemon=True)
         self._process.start()
+        self._owes_result = False
         theirs.close()
         self._result()
 
@@ -64,7 +65,9 @@ class RemoteStation:
         return cast(bytes, self._call("timeline", ahead, num_turns))
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, at once if it is still at something: then nobody wants the result any more."""
+        if self._owes_result:
+            self._process.kill()
         self._pipe.close()
         self._process.join(_END_SECONDS)
         if self._process.is_alive():
@@ -76,6 +79,7 @@ class RemoteStation:
         return self._result()
 
     def _result(self) -> object:
+        self._owes_result = True
         try:
             result = self._pipe.recv()
         except EOFError:
@@ -83,6 +87,7 @@ class RemoteStation:
             raise ExecutionError(
                 f"a process of the benchmark has ended with code {self._process.exitcode}; is there memory enough?"
             ) from None
+        self._owes_result = False
         if isinstance(result, _Failure):
             raise ExecutionError(result.message)
         return result

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,26 @@ def test_the_report_compares_with_all_resident(plan: Plan, runs: SwitchRuns) -> 
 def test_what_goes_wrong_in_a_childs_process_is_said_here(tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="is not a plait bundle"):
         RemoteStation(StationSpec(tmp_path, "all", "one", None))
+
+
+def test_a_childs_process_that_is_not_done_ends_with_the_parents_interest(bundle: Path) -> None:
+    class StopError(Exception):
+        """Comes at some moment."""
+
+    def stop(number: int, frame: object) -> None:
+        raise StopError
+
+    station = RemoteStation(StationSpec(bundle, "all", "one", None))
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        with pytest.raises(StopError):
+            station.block("none", 100_000)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    began = time.monotonic()
+    station.close()
+    assert time.monotonic() - began < 5.0
 
 
 def test_an_interval_holds_the_figure_as_often_as_it_says() -> None:
