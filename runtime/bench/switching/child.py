@@ -44,7 +44,6 @@ class RemoteStation:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, spec), daemon=True)
         self._process.start()
-        self._owes_result = False
         theirs.close()
         self._result()
 
