@@ -37,6 +37,7 @@ __all__ = ["measure_serving"]
 
 _AT_ONCE = (1, 2, 3, 4, 6, 8, 12, 16)
 _PROMPT_WORDS = 8
+_NUM_PROMPTS = 8  # that tell how many tokens a word is to a model
 _MOST_TOKENS = 17  # of an answer: long ones, for as long without a rest, take more time a token
 _NUM_ROUNDS = 3
 _NUM_RUNS = 3  # of a model in a round
@@ -116,6 +117,7 @@ class _Measuring:
         self._manifest = manifest
         self._programs = programs
         self._queues = {entry.name: ModelQueue.of(entry, kv_bytes_per_s=None) for entry in manifest.models}
+        self._generator = random.Random(0)
         self._words: dict[str, float] = {}  # of a prompt, that a model takes as one token
         # By model and answers at once: seconds of a decode step as served, and of its program.
         self._decode: defaultdict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
@@ -124,6 +126,8 @@ class _Measuring:
 
     async def run(self, entry: ModelEntry, *, counts: bool) -> None:
         """Asks a model for one answer or several of each kind; `counts` if what they take is to be kept."""
+        if entry.name not in self._words:
+            self._words[entry.name] = await self._words_a_token(entry)
         for at_once in _AT_ONCE:
             if at_once <= entry.batch:
                 found = await self._decode_step(entry, at_once)
@@ -154,11 +158,14 @@ class _Measuring:
                     name = f"{entry.name}/{program.configuration.id}"
                     yield name, _as_served(self._programs[name], found, beside)
 
+    async def _words_a_token(self, entry: ModelEntry) -> float:
+        """Returns how much of a word a token is, as several prompts say: of few words it may be half or double."""
+        replies = [await self._ask(entry, 1) for _ in range(_NUM_PROMPTS)]
+        num_tokens = sum(reply.input_tokens or _PROMPT_WORDS for reply in replies)
+        return min(1.0, _NUM_PROMPTS * _PROMPT_WORDS / num_tokens)
+
     async def _first_token(self, entry: ModelEntry, num_tokens: int, *, is_rested: bool, counts: bool) -> None:
         """Asks for the first token of a prompt of about so many."""
-        if entry.name not in self._words:
-            few = await self._ask(entry, 1)
-            self._words[entry.name] = min(1.0, _PROMPT_WORDS / (few.input_tokens or _PROMPT_WORDS))
         if is_rested:
             await asyncio.sleep(_REST_SECONDS)
         else:
@@ -197,7 +204,7 @@ class _Measuring:
         return max(2, min(most, room // 2))
 
     async def _ask(self, entry: ModelEntry, num_tokens: int, *, num_words: int = _PROMPT_WORDS) -> Reply:
-        prompt = random_prompt(num_words, random.Random())
+        prompt = random_prompt(num_words, self._generator)
         reply = await ask(self._http, self._endpoint, entry.name, prompt, num_tokens)
         if reply.failure is not None:
             raise ConfigurationError(f"the server failed to answer for model {entry.name!r}: {reply.failure}")
