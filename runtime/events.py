@@ -71,7 +71,7 @@ FailureCode: TypeAlias = Literal["timeout", "failed", "unhealthy", "dropped"]  #
 
 new_tuple: Callable[..., Any] = cast("Any", tuple).__new__  # of a class and all its fields: quicker than a call of it
 
-CHUNK_BYTES = 16 << 20  # of a transfer: it can end after any of them
+CHUNK_BYTES = 32 << 20  # of a transfer: it can end after any of them
 
 
 class Constraint(Protocol):
