@@ -30,7 +30,7 @@ from .trace import Traced
 
 __all__ = ["Schedule", "Step", "StepKind", "schedule"]
 
-StepKind: TypeAlias = Literal["launch", "kernel", "collective", "handover", "host"]
+StepKind: TypeAlias = Literal["launch", "kernel", "collective", "handover", "append"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Step:
     begin_seconds: float
     seconds: float
     stage: int  # pipeline stage; of a handover the one that receives
-    section: int | None  # id; None of a handover and of the host
+    section: int | None  # id; None of a handover and of appending
     operation: int | None  # first of the launch
 
 
@@ -59,7 +59,7 @@ class Schedule:
     num_launches: int
     network_seconds: float
     handover_seconds: float
-    host_seconds: float  # that every sequence of the batch beyond the first adds
+    append_seconds: float  # of keys and values that join caches, of the sequences beyond the first
     hbm_bytes: float  # read and written by one device
     flops: float  # of one device
     busy_compute: float  # share of the step in which compute is at its peak
@@ -114,8 +114,8 @@ def schedule(
         tiers: Where buffers are; without it none is in DDR.
     """
     ddr = _ddr_seconds(sections, works, tiers, target) if tiers else [0.0] * len(sections.launches)
-    host = target.compute.sequence_seconds * (configuration.batch - 1)
-    steps = tuple(_steps(traced, plan, sections, target, host, ddr))
+    appending = target.compute.append_seconds * _num_appended(traced, plan)
+    steps = tuple(_steps(traced, plan, sections, target, appending, ddr))
     seconds = sum(step.seconds for step in steps)
     compute = sections.total("flops") / peak_flops_per_s(target, dtype) / len(plan.stages)
     moved = sections.total("read_bytes") + sections.total("written_bytes")
@@ -131,7 +131,7 @@ def schedule(
         num_launches=sections.num_kernels,
         network_seconds=sections.total("network_seconds"),
         handover_seconds=sum(step.seconds for step in steps if step.kind == "handover"),
-        host_seconds=host,
+        append_seconds=appending,
         hbm_bytes=moved,
         flops=sections.total("flops"),
         busy_compute=min(1.0, compute / seconds) if seconds else 0.0,
@@ -139,6 +139,20 @@ def schedule(
         bound_seconds=_bound_seconds(sections, ddr),
         steps=steps,
     )
+
+
+def _num_appended(traced: Traced, plan: Partition) -> int:
+    """Returns how many keys and values of a head one device adds to its caches, less those of one sequence.
+
+    Of what a function that is no decoder keeps nothing is known; a decoder's caches are (batch, context, heads, head).
+    """
+    layouts = plan.sharding.layouts(traced.graph)
+    count = 0
+    for value in traced.graph.values:
+        if value.kind == "cache" and len(value.shape) == 4:
+            batch, _, heads, _ = layouts[value.id].local_shape(value.shape, plan.mesh)
+            count += (batch - 1) * heads
+    return count
 
 
 def _ddr_seconds(sections: Sections, works: Sequence[Work], tiers: TierPlan, target: Target) -> list[float]:
@@ -171,7 +185,7 @@ def _kernel_seconds(section: Section) -> float:
 
 
 def _steps(
-    traced: Traced, plan: Partition, sections: Sections, target: Target, host: float, ddr: Sequence[float]
+    traced: Traced, plan: Partition, sections: Sections, target: Target, appending: float, ddr: Sequence[float]
 ) -> Iterator[Step]:
     cuts = [stage.begin for stage in plan.stages[1:]]
     handed = handed_over_bytes(traced.graph, plan.sharding, cuts) if cuts else []
@@ -193,8 +207,8 @@ def _steps(
             if seconds:
                 yield Step(kind, now, seconds, stage, section.id, launch.begin)
                 now += seconds
-    if host:
-        yield Step("host", now, host, stage, None, None)
+    if appending:
+        yield Step("append", now, appending, stage, None, None)
 
 
 def _joules(sections: Sections, target: Target, dtype: str, plan: Partition, seconds: float) -> float | None:

@@ -29,7 +29,7 @@ _ROWS: dict[StepKind, tuple[str, float]] = {
     "collective": ("collectives", 14.0),
     "launch": ("launches", 14.0),
     "handover": ("hand-over", 14.0),
-    "host": ("host", 14.0),
+    "append": ("caches", 14.0),
 }
 _GAP = 3.0
 _MOST_LINED = 600  # launches up to which bars are set apart by lines
@@ -126,7 +126,10 @@ def time_bar(seen: Inspection) -> Markup:
     parts: list[tuple[str, str, float]] = [
         (bound, f"kernels bound by {BOUND_NAMES[bound]}", timed.bound_seconds.get(bound, 0.0)) for bound in BOUNDS
     ]
-    parts += [("network", "hand-over between stages", timed.handover_seconds), ("launch", "host", timed.host_seconds)]
+    parts += [
+        ("network", "hand-over between stages", timed.handover_seconds),
+        ("launch", "keys and values into caches", timed.append_seconds),
+    ]
     scale = Scale(0.0, sum(seconds for _, _, seconds in parts) or 1.0, 0.0, _WIDTH)
     bars: list[Markup] = []
     begin = 0.0

@@ -88,12 +88,12 @@ def _bounds(seen: Inspection) -> Iterator[Insight]:
         f"kernels' time{margin}.",
         "sections: seconds of one launch, times its launches",
     )
-    if timed.host_seconds > _SAME * timed.seconds:
+    if timed.append_seconds > _SAME * timed.seconds:
         yield Insight(
             "time",
-            f"The host takes {format_seconds(timed.host_seconds)} of a step ({timed.host_seconds / timed.seconds:.0%}) "
-            f"for the sequences beyond the first.",
-            "the target's sequence_seconds, times the batch less one",
+            f"Keys and values that join caches take {format_seconds(timed.append_seconds)} of a step "
+            f"({timed.append_seconds / timed.seconds:.0%}), those of the sequences beyond the first.",
+            "the target's append_seconds, of each head's key and value in each layer that a device adds to its caches",
         )
 
 

@@ -57,7 +57,10 @@ def _time_table(seen: Inspection) -> Table:
         for bound, seconds in sorted(timed.bound_seconds.items(), key=lambda item: -item[1])
         if seconds
     ]
-    for name, seconds in (("hand-over between stages", timed.handover_seconds), ("host", timed.host_seconds)):
+    for name, seconds in (
+        ("hand-over between stages", timed.handover_seconds),
+        ("keys and values into caches", timed.append_seconds),
+    ):
         if seconds:
             rows.append((name, format_seconds(seconds), f"{seconds / timed.seconds:.1%}"))
     within = f"of it collectives {format_seconds(timed.network_seconds)}" if timed.network_seconds else ""

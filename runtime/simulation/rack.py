@@ -3,9 +3,8 @@
 A plan has few configurations of a model; a bundle for its target would have programs in between, and these are priced
 from the plan's:
 
-- A decode step of fewer sequences, or shorter ones, reads less cache and has less for the host to do: what its reading
-  takes at the bandwidth of HBM, and the target's `sequence_seconds`, are left out. No step is faster than the weights
-  are read.
+- A decode step of fewer sequences, or shorter ones, reads less cache and adds less to it: what its reading takes at the
+  bandwidth of HBM, and the planned step's `sequence_seconds`, are left out. No step is faster than weights are read.
 - A prefill of fewer tokens takes its share of the planned prompt's time, but no less than a decode step of one
   sequence, which reads the weights too.
 
@@ -112,7 +111,6 @@ class _Priced:
         rate = target.tiers["hbm"].sustained_bytes_per_s
         self._weights_seconds = _of_stages(model, lambda device: device.weights_bytes) / rate
         self._token_seconds = _of_stages(model, lambda device: device.kv_bytes) / (model.kv_tokens or 1) / rate
-        self._sequence_seconds = target.compute.sequence_seconds
         self._seconds: dict[tuple[Phase, int, int], float] = {}
         self._watts: dict[tuple[Phase, int], float] = {}
         self._uncached: dict[int, float] = {}  # of decode steps by number of sequences, without the reading of cache
@@ -166,7 +164,7 @@ class _Priced:
         if num_sequences not in self._uncached:
             planned = self._like("decode", num_sequences)
             tokens_seconds = planned.batch * planned.context * self._token_seconds
-            sequences_seconds = (planned.batch - num_sequences) * self._sequence_seconds
+            sequences_seconds = (planned.batch - num_sequences) * planned.sequence_seconds
             self._uncached[num_sequences] = planned.seconds - tokens_seconds - sequences_seconds
         return max(self._uncached[num_sequences] + cached_tokens * self._token_seconds, self._weights_seconds)
 

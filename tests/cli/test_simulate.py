@@ -16,7 +16,7 @@ def test_a_request_s_figures_agree_with_each_other(plait) -> None:
     assert data["output_tokens_per_s"] == pytest.approx(4 * 128 / data["latency_seconds"])
     assert data["tokens_per_joule"] == pytest.approx(4 * 128 / data["joules"])
     step = data["decode"]["last_step"]
-    assert sum(step["bound_seconds"].values()) + step["handover_seconds"] + step["host_seconds"] == pytest.approx(
+    assert sum(step["bound_seconds"].values()) + step["handover_seconds"] + step["append_seconds"] == pytest.approx(
         step["seconds"]
     )
 

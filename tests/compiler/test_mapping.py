@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from plain_functions import FUNCTIONS
 
 from plait.compiler.configuration import Configuration
+from plait.compiler.fuse import fuse
 from plait.compiler.mapping import Fusion, Mapped, map_step
-from plait.compiler.mesh import Mesh
+from plait.compiler.mesh import Layout, Mesh
 from plait.compiler.partition.search import partition
+from plait.compiler.partition.skeleton import skeleton
 from plait.compiler.pipeline import Compilation, Parallelism, compile_model, configuration_for
+from plait.compiler.schedule import schedule
 from plait.compiler.subject import read_subject
 from plait.compiler.target import Chip, Target, load_target
-from plait.compiler.trace import trace
+from plait.compiler.trace import trace, trace_model
 from plait.compiler.verify.fusion import verify_schedule
 from plait.compiler.verify.tiers import verify_tier_plan
 from plait.errors import VerificationError
@@ -156,6 +159,30 @@ def test_a_wrong_tier_plan_is_found(node: Compilation, change: dict[str, int | s
     wrong = replace(found.tiers, stages=(replace(stage, buffers=tuple(buffers)), *found.tiers.stages[1:]))
     with pytest.raises(VerificationError, match=message):
         verify_tier_plan(wrong, node.traced.graph, node.partition, found.works, found.sections)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "num_sequences", "num_heads"),
+    [(Mesh((), ()), 4, 3), (Mesh(("x",), (3,)), 4, 1), (Mesh(("y",), (2,)), 2, 3)],
+    ids=["one device", "heads divided", "sequences divided"],
+)
+def test_a_step_adds_keys_and_values_to_its_caches_of_each_head_and_sequence_that_a_device_holds(
+    mesh: Mesh, num_sequences: int, num_heads: int
+) -> None:
+    config = read_subject("smollm2-135m", base=Path()).config
+    assert isinstance(config, DecoderConfig)
+    target = load_target("sn40l-8")
+    shapes = Configuration("decode", 4, 1, 256)
+    traced = trace_model(config, shapes, "bfloat16")
+    divided = {(): ((), (), (), ()), ("x",): ((), (), ("x",), ()), ("y",): (("y",), (), (), ())}
+    layouts = (Layout(divided[mesh.axes]),)
+    pins = {value.id: layouts for value in traced.graph.values if value.kind == "cache"}
+    plan = partition(traced, target, dtype="bfloat16", mesh=mesh, num_stages=1, pins=pins)
+    sections = fuse(skeleton(traced), plan.sharding, target, "bfloat16")
+    found = schedule(traced, plan, sections, target, "bfloat16", configuration=shapes)
+    count = 2 * config.num_layers * num_heads * (num_sequences - 1)
+    assert found.append_seconds == pytest.approx(target.compute.append_seconds * count)
+    assert sum(step.seconds for step in found.steps if step.kind == "append") == found.append_seconds
 
 
 def test_a_wrong_schedule_is_found(node: Compilation) -> None:

@@ -59,7 +59,7 @@ def model(name: str, steps: tuple[StepPlan, ...], windows: tuple[Window, ...], k
 
 
 CHAT = (
-    StepPlan("", "decode", 4, 1, 1024, 0.010, 40.0),
+    StepPlan("", "decode", 4, 1, 1024, 0.010, 40.0, sequence_seconds=1.3e-4),
     StepPlan("", "prefill", 1, 1024, 1024, 0.040, 200.0),
 )
 EMBED = (StepPlan("", "embed", 8, 512, 512, 0.02, 80.0),)
@@ -86,7 +86,7 @@ def decode(num_sequences: int, start: int) -> Decode:
 
 def test_a_decode_step_leaves_out_the_cache_that_it_does_not_read() -> None:
     cost = machine_of_plan(PLAN).step_cost
-    a_token, a_sequence = TOKEN_BYTES / RATE, TARGET.compute.sequence_seconds
+    a_token, a_sequence = TOKEN_BYTES / RATE, CHAT[0].sequence_seconds
     assert cost(decode(4, 1023)).first == pytest.approx(0.010)
     fewer = (4 * 1024 - 2 * 501) * a_token + 2 * a_sequence
     assert cost(decode(2, 500)).first == pytest.approx(0.010 - fewer)
@@ -106,7 +106,7 @@ def test_a_prefill_takes_its_share_of_the_planned_one() -> None:
     assert [shapes.new_tokens for shapes in chunks] == [64, 256, 1024]
     entry = SequenceEntry(1, (1,) * 64, 0, (), None, 0)
     times = [machine.step_cost(Prefill(1, "chat-0", shapes, (entry,))).first for shapes in chunks]
-    alone = 0.010 - 4 * 1024 * TOKEN_BYTES / RATE - 3 * TARGET.compute.sequence_seconds
+    alone = 0.010 - 4 * 1024 * TOKEN_BYTES / RATE - 3 * CHAT[0].sequence_seconds
     assert times == pytest.approx([max(0.0025, alone), 0.010, 0.040])
     rows = Configuration("embed", 8, 512, 512)
     assert machine.step_cost(Embed(1, "embed", rows, (EmbedEntry(1, 0, (1,)),))).first == pytest.approx(0.02)
