@@ -55,21 +55,27 @@ def test_a_switch_of_llama_31_8b_on_16_sockets_takes_10_ms() -> None:
 
 
 def test_850_experts_fit_a_node_and_the_reserve_is_why_not_978(experts: RackPlan) -> None:
-    assert experts.copies_that_fit == {"expert": 850}  # V14
+    assert experts.copies_that_fit == {"expert": 856}  # V14
     assert experts.copies_without_reserve == {"expert": 978}
     assert experts.shortages == ()
     assert experts.residency.num_variables == 3
     assert 30 < experts.num_hot("expert") < 40
 
 
+def test_850_experts_fit_a_node_beside_their_router() -> None:
+    plan = planned({"router": {**LLAMA, "pin": "hbm"}, "expert": {**LLAMA, "copies": 850}})
+    assert plan.shortages == ()
+    assert plan.copies_that_fit["expert"] == 855
+
+
 def test_one_expert_more_does_not_fit_and_the_report_says_what_would(experts: RackPlan) -> None:
     del experts
-    plan = planned({"expert": {**LLAMA, "copies": 851}})
+    plan = planned({"expert": {**LLAMA, "copies": 857}})
     (short,) = plan.shortages
     assert plan.residency_class("expert") == "does not fit"
     assert short.demand_bytes - short.limit_bytes == short.error().shortfall_bytes > 0
     assert short.levers == (
-        "keep 850 of the 851 copies of 'expert'",
+        "keep 856 of the 857 copies of 'expert'",
         "store 'expert' in fewer bits (`weights: q4_0`)",
         "take a target of 9 such devices or more",
     )
