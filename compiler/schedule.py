@@ -22,6 +22,7 @@ from .fuse import Section, Sections
 from .fuse.sections import BOUNDS, Bound
 from .fuse.work import Work
 from .memory.tiers import TierPlan
+from .partition.caches import cache_results, num_appended
 from .partition.network import collective_seconds
 from .partition.result import Partition
 from .partition.stages import handed_over_bytes
@@ -59,7 +60,7 @@ class Schedule:
     num_launches: int
     network_seconds: float
     handover_seconds: float
-    append_seconds: float  # of keys and values that join caches, of the sequences beyond the first
+    append_seconds: float  # of keys and values that join caches, of all sequences but one
     hbm_bytes: float  # read and written by one device
     flops: float  # of one device
     busy_compute: float  # share of the step in which compute is at its peak
@@ -141,18 +142,10 @@ def schedule(
     )
 
 
-def _num_appended(traced: Traced, plan: Partition) -> int:
-    """Returns how many keys and values of a head one device adds to its caches, less those of one sequence.
-
-    Of what a function that is no decoder keeps nothing is known; a decoder's caches are (batch, context, heads, head).
-    """
-    layouts = plan.sharding.layouts(traced.graph)
-    count = 0
-    for value in traced.graph.values:
-        if value.kind == "cache" and len(value.shape) == 4:
-            batch, _, heads, _ = layouts[value.id].local_shape(value.shape, plan.mesh)
-            count += (batch - 1) * heads
-    return count
+def _num_appended(traced: Traced, plan: Partition) -> float:
+    """Returns how many keys and values of a head one device adds to its caches, of all sequences but one."""
+    divided = zip(traced.graph.operations, plan.sharding.operations, strict=True)
+    return sum(num_appended(cache_results(traced.graph, each), division, plan.mesh) for each, division in divided)
 
 
 def _ddr_seconds(sections: Sections, works: Sequence[Work], tiers: TierPlan, target: Target) -> list[float]:

@@ -24,6 +24,7 @@ from ..mesh import Layout, Mesh, whole
 from ..ops.sharding.division import Division
 from ..ops.sharding.rules import internal_collectives
 from ..target import Target
+from .caches import num_appended
 from .network import collective_seconds
 from .plan import OperationSharding, Sharding
 from .problem import Edge, Problem
@@ -202,7 +203,8 @@ def division_seconds(
     """Returns the time that one operation of a group takes on each device, divided so, in seconds.
 
     Work is divided over all axes of its operands' factors. Bytes are those of weights, caches and optimizer state, at
-    most what the operation looks at of them: other operands are taken to stay on chip.
+    most what the operation looks at of them: other operands are taken to stay on chip. Keys and values that join caches
+    come on top.
     """
     num_parts = mesh.num_shards(working_axes(group, division))
     stored = stored_bytes(group, None, mesh)
@@ -210,6 +212,7 @@ def division_seconds(
     operation = group.representative
     moved = min(stored, operation.bytes_read) * share
     seconds = operation_seconds(operation.flops / num_parts, moved, dtype, target)
+    seconds += target.compute.append_seconds * num_appended(group.caches, division, mesh)
     inside = internal_collectives(group.equation, Division(group.rule, mesh, division.axes))
     return seconds + sum(collective_seconds(c.kind, c.bytes, mesh.num_shards(c.axes), target.network) for c in inside)
 

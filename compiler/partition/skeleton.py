@@ -18,6 +18,7 @@ from ..jaxpr_reader import FlatEquation
 from ..ops.sharding.rule import Rule
 from ..ops.sharding.rules import derive
 from ..trace import Traced
+from .caches import CacheResults, cache_results
 from .merge import Merged, merge
 
 __all__ = ["Made", "OperationGroup", "Read", "Skeleton", "buffer_roots", "skeleton", "tied_outputs"]
@@ -35,6 +36,7 @@ class OperationGroup:
     rule: Rule
     operand_bytes: tuple[int, ...]  # undivided; of a literal 0
     stored_operands: tuple[int, ...]  # positions of operands that are read from memory: weights, caches, state
+    caches: CacheResults  # what the representative adds to
 
 
 @dataclass(frozen=True, order=True)
@@ -162,6 +164,7 @@ def _operation_group(traced: Traced, members: tuple[int, ...]) -> OperationGroup
         rule=_applied(derive(flat.equation), flat),
         operand_bytes=tuple(values[o].bytes if isinstance(o, int) else 0 for o in flat.operands),
         stored_operands=tuple(stored),
+        caches=cache_results(traced.graph, traced.graph.operations[members[0]]),
     )
 
 

@@ -64,7 +64,7 @@ class StepPlan:
     context: int
     seconds: float
     joules: float | None  # of all devices
-    sequence_seconds: float = 0.0  # that each sequence beyond the first adds, beside the bytes of its cache
+    sequence_seconds: float = 0.0  # that each sequence but one adds, beside the bytes of its cache
 
 
 @dataclass(frozen=True)

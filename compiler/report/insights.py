@@ -92,7 +92,7 @@ def _bounds(seen: Inspection) -> Iterator[Insight]:
         yield Insight(
             "time",
             f"Keys and values that join caches take {format_seconds(timed.append_seconds)} of a step "
-            f"({timed.append_seconds / timed.seconds:.0%}), those of the sequences beyond the first.",
+            f"({timed.append_seconds / timed.seconds:.0%}), those of all sequences but one.",
             "the target's append_seconds, of each head's key and value in each layer that a device adds to its caches",
         )
 

@@ -300,7 +300,7 @@ def llama_3_8b() -> Iterator[Row]:
     with MEASURED.open() as file:
         for row in csv.DictReader(file):
             tokens, batch = int(row["Input Output Length"]), int(row["Batch Size"])
-            found = request("llama-3.1-8b", "sn40l-8", tokens, tokens, batch)
+            found = request("llama-3-8b", "sn40l-8", tokens, tokens, batch)
             what = f"llama-3-8b {tokens}+{tokens} tokens, batch {batch}, s"
             yield around("V16", what, float(row["Latency"]), found.latency_seconds, 0.10 if batch == 1 else 0.25)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-BASE = ("sweep", "smollm2-360m", "--target", "sn40l-8", "--sequence", "256")
+BASE = ("sweep", "llama-3.2-1b", "--target", "sn40l-8", "--sequence", "256")
 
 
 def test_people_get_a_table_with_the_front_marked(plait, tmp_path) -> None:
@@ -11,7 +11,7 @@ def test_people_get_a_table_with_the_front_marked(plait, tmp_path) -> None:
     assert outcome.code == 0
     assert outcome.err == f"plait: written: {page}\n"
     lines = outcome.out.splitlines()
-    assert lines[0] == "smollm2-360m, decode"
+    assert lines[0] == "llama-3.2-1b, decode"
     assert sum(line.startswith("*  ") for line in lines) == 2
     assert outcome.out.count("sn40l-8 has 8 devices") == 2
     assert page.read_text().lstrip().startswith("<!DOCTYPE html>")
