@@ -63,7 +63,7 @@ class GenerateJob(Job):
     num_accepted: int = 0  # of them, that are in the answer
     draft: GenerateJob | None = None  # the same tokens in the cache of a draft model, with blocks of its pool
     _digests: list[bytes] = field(default_factory=list[bytes])  # of the full blocks, as far as they were asked for
-    _timing: Timing | None = None  # of its replies: from the first token on only proposals change it
+    last_timing: Timing | None = None  # of its replies: from the first token on only proposals change it
 
     @staticmethod
     def of(request: Request, work: GenerateWork, order: tuple[int, int], now: float) -> GenerateJob:
@@ -132,9 +132,9 @@ class GenerateJob(Job):
 
     def timing(self) -> Timing:
         """Returns when things happened, and what needed not."""
-        if self._timing is None:
+        if self.last_timing is None:
             assert self.started_at is not None, self.id
-            self._timing = Timing(
+            self.last_timing = Timing(
                 self.arrived_at,
                 self.started_at,
                 self.switch_seconds,
@@ -142,13 +142,13 @@ class GenerateJob(Job):
                 self.num_proposed,
                 self.num_accepted,
             )
-        return self._timing
+        return self.last_timing
 
     def proposed(self, num_tokens: int, num_accepted: int) -> None:
         """Counts tokens that a draft model has proposed, and those of them that are in the answer."""
         self.num_proposed += num_tokens
         self.num_accepted += num_accepted
-        self._timing = None
+        self.last_timing = None
 
     def entry(self, num_tokens: int) -> SequenceEntry:
         """Returns the job's part of a step that computes its next tokens; after the last of all one is drawn."""

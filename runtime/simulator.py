@@ -48,6 +48,7 @@ from .events import (
     TransferFailed,
     TransferProgressed,
     Verify,
+    new_tuple,
 )
 from .memory_use import READING_INTERVAL_SECONDS
 from .pool_copies import GROUP_BLOCKS
@@ -138,7 +139,7 @@ class SimExecutor:
                 tokens = self._verify(step)
             case Embed():
                 pass
-        return seconds + more, StepDone(step.step_id, tokens)
+        return seconds + more, new_tuple(StepDone, (step.step_id, tokens))
 
     def evict(self) -> float:
         """Returns how long the engine takes to drop a model."""
@@ -297,11 +298,12 @@ class Simulation:
         match action:
             case Prefill() | Decode() | Verify() | Embed():
                 until_next = self._agenda[0][0] - self.now if self._agenda else float("inf")
-                seconds, event = self._executor.run(action, until_next, rest=self._rest() / _REST_SECONDS)
-                return [(self._work(seconds), event)]
+                rest = self._rest()
+                seconds, event = self._executor.run(action, until_next, rest=rest / _REST_SECONDS)
+                return [(self._work(seconds, rest), event)]
             case SaveBlocks() | LoadBlocks():
                 seconds, event = self._executor.copy_blocks(action)
-                return [(self._work(seconds), event)]
+                return [(self._work(seconds, self._rest()), event)]
             case Transfer():
                 self._transfers[action.transfer_id] = self.now, action
                 return [(self.now + seconds, event) for seconds, event in self._executor.copy(action)]
@@ -321,15 +323,15 @@ class Simulation:
         """Returns for how many seconds the engine has rested that it has not worked off."""
         return min(self._rest_seconds + max(0.0, self.now - self._free_at), _REST_SECONDS)
 
-    def _work(self, seconds: float) -> float:
-        """Lets the engine's thread work from now on; returns when it will be done."""
-        self._rest_seconds = max(0.0, self._rest() - seconds)
+    def _work(self, seconds: float, rest_seconds: float) -> float:
+        """Lets the engine's thread work from now on, after so much rest; returns when it will be done."""
+        self._rest_seconds = max(0.0, rest_seconds - seconds)
         self._free_at = max(self._free_at, self.now + seconds)
         return self._free_at
 
     def _spend(self, seconds: float) -> None:
         """Lets the engine's thread be busy for a while, in the midst of what it does."""
-        self._work(seconds)
+        self._work(seconds, self._rest())
         self.now += seconds
 
 
