@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -29,6 +30,7 @@ __all__ = ["Rival", "RivalAnswer", "llama_cpp", "plait_serve", "transformers_ser
 _POLL_SECONDS = 0.02
 _START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
+_END_SECONDS = 1.0
 _ENDPOINT = Endpoint("chat", temperature=0, asks_usage=False, timeout_seconds=120)
 
 
@@ -101,7 +103,10 @@ class Rival:
             except ExecutionError as error:
                 log.seek(0)
                 lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-                raise ExecutionError(f"{error}; its log ends: {lines[-1] if lines else 'empty'}") from None
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_END_SECONDS)  # a connection is lost before its process is seen to have ended
+                how = "" if process.returncode is None else f" (its process ended with {_code(process.returncode)})"
+                raise ExecutionError(f"{error}{how}; its log ends: {lines[-1] if lines else 'empty'}") from None
             finally:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
@@ -160,6 +165,11 @@ def _runs(python: str, code: str) -> bool:
         return False
 
 
+def _code(code: int) -> str:
+    """Returns how a process ended, in words."""
+    return f"code {code}" if code >= 0 else signal.strsignal(-code) or f"signal {-code}"
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
@@ -175,7 +185,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=5) as http:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ExecutionError(f"a server has ended with code {process.returncode}")
+                raise ExecutionError("a server has ended")
             try:
                 http.get("/v1/models")
                 return

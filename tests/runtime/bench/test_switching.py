@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from plait.runtime.bench.switching.child import RemoteStation
 from plait.runtime.bench.switching.intervals import estimate, ratio
 from plait.runtime.bench.switching.page_cache import cached_share
 from plait.runtime.bench.switching.report import SwitchReport
-from plait.runtime.bench.switching.rival import Rival
 from plait.runtime.bench.switching.run import Plan, SwitchRuns, run_switching
 from plait.runtime.bench.switching.station import StationSpec, opened
 
@@ -213,10 +211,3 @@ def test_a_file_just_written_is_in_the_page_cache(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100_000)
     assert cached_share(path) == 1.0
-
-
-def test_a_rival_that_ends_at_once_is_named_with_its_last_words() -> None:
-    code = "import sys; print('no such model'); sys.exit(3)"
-    rival = Rival("rival", lambda port, number: [sys.executable, "-c", code], lambda number: "model")
-    with pytest.raises(ExecutionError, match="a server has ended with code 3; its log ends: no such model"):
-        rival.answer(0, "hi", 1)
