@@ -31,7 +31,7 @@ from .trace import Traced
 
 __all__ = ["Schedule", "Step", "StepKind", "schedule"]
 
-StepKind: TypeAlias = Literal["launch", "kernel", "collective", "handover", "append"]
+StepKind: TypeAlias = Literal["launch", "kernel", "collective", "handover", "append", "host"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Step:
     begin_seconds: float
     seconds: float
     stage: int  # pipeline stage; of a handover the one that receives
-    section: int | None  # id; None of a handover and of appending
+    section: int | None  # id; None of what is not launched
     operation: int | None  # first of the launch
 
 
@@ -60,6 +60,7 @@ class Schedule:
     num_launches: int
     network_seconds: float
     handover_seconds: float
+    host_seconds: float  # that every sequence of the batch beyond the first adds
     append_seconds: float  # of keys and values that join caches, of all sequences but one
     hbm_bytes: float  # read and written by one device
     flops: float  # of one device
@@ -115,8 +116,10 @@ def schedule(
         tiers: Where buffers are; without it none is in DDR.
     """
     ddr = _ddr_seconds(sections, works, tiers, target) if tiers else [0.0] * len(sections.launches)
+    host = target.compute.sequence_seconds * (configuration.batch - 1)
     appending = target.compute.append_seconds * _num_appended(traced, plan)
-    steps = tuple(_steps(traced, plan, sections, target, appending, ddr))
+    ends: tuple[tuple[StepKind, float], ...] = (("append", appending), ("host", host))
+    steps = tuple(_steps(traced, plan, sections, target, ends, ddr))
     seconds = sum(step.seconds for step in steps)
     compute = sections.total("flops") / peak_flops_per_s(target, dtype) / len(plan.stages)
     moved = sections.total("read_bytes") + sections.total("written_bytes")
@@ -132,6 +135,7 @@ def schedule(
         num_launches=sections.num_kernels,
         network_seconds=sections.total("network_seconds"),
         handover_seconds=sum(step.seconds for step in steps if step.kind == "handover"),
+        host_seconds=host,
         append_seconds=appending,
         hbm_bytes=moved,
         flops=sections.total("flops"),
@@ -178,7 +182,12 @@ def _kernel_seconds(section: Section) -> float:
 
 
 def _steps(
-    traced: Traced, plan: Partition, sections: Sections, target: Target, appending: float, ddr: Sequence[float]
+    traced: Traced,
+    plan: Partition,
+    sections: Sections,
+    target: Target,
+    ends: Sequence[tuple[StepKind, float]],
+    ddr: Sequence[float],
 ) -> Iterator[Step]:
     cuts = [stage.begin for stage in plan.stages[1:]]
     handed = handed_over_bytes(traced.graph, plan.sharding, cuts) if cuts else []
@@ -200,8 +209,10 @@ def _steps(
             if seconds:
                 yield Step(kind, now, seconds, stage, section.id, launch.begin)
                 now += seconds
-    if appending:
-        yield Step("append", now, appending, stage, None, None)
+    for kind, seconds in ends:
+        if seconds:
+            yield Step(kind, now, seconds, stage, None, None)
+            now += seconds
 
 
 def _joules(sections: Sections, target: Target, dtype: str, plan: Partition, seconds: float) -> float | None:

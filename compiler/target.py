@@ -78,6 +78,7 @@ class Compute:
     flops_per_s: dict[str, float]  # peak by dtype
     launch_seconds: float = 0.0  # fixed cost of one launch of a kernel; of one step where a step is one program
     software_launch_seconds: float | None = None  # of a launch that the host orchestrates; None: there is one way
+    sequence_seconds: float = 0.0  # of the host in every step, for each sequence of the batch beyond the first
     append_seconds: float = 0.0  # of a head's key or value that joins a cache, of all sequences but one
     request_seconds: float = 0.0  # of the host, once for each batch of requests, before the first step
     efficiency: float = 1.0  # share of the peak that matrix products sustain

@@ -38,7 +38,7 @@ __all__ = [
     "TierBudget",
 ]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 _OLDEST_VERSION = 4  # that is read: what has come since may be left out
 
 _STRICT = pydantic.ConfigDict(extra="forbid")

@@ -206,7 +206,7 @@ class _Task:
             context=shapes.context,
             seconds=timed.seconds,
             joules=timed.joules,
-            sequence_seconds=timed.append_seconds / max(1, shapes.batch - 1),
+            sequence_seconds=(timed.host_seconds + timed.append_seconds) / max(1, shapes.batch - 1),
         )
 
     def _trace(self, configuration: Configuration) -> Traced:

@@ -39,7 +39,7 @@ __all__ = [
     "Window",
 ]
 
-VERSION = 1
+VERSION = 2
 
 ResidencyClass: TypeAlias = Literal["pinned hot", "hot", "partly hot", "warm", "does not fit"]
 

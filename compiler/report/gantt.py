@@ -30,6 +30,7 @@ _ROWS: dict[StepKind, tuple[str, float]] = {
     "launch": ("launches", 14.0),
     "handover": ("hand-over", 14.0),
     "append": ("caches", 14.0),
+    "host": ("host", 14.0),
 }
 _GAP = 3.0
 _MOST_LINED = 600  # launches up to which bars are set apart by lines
@@ -129,6 +130,7 @@ def time_bar(seen: Inspection) -> Markup:
     parts += [
         ("network", "hand-over between stages", timed.handover_seconds),
         ("launch", "keys and values into caches", timed.append_seconds),
+        ("launch", "host", timed.host_seconds),
     ]
     scale = Scale(0.0, sum(seconds for _, _, seconds in parts) or 1.0, 0.0, _WIDTH)
     bars: list[Markup] = []

@@ -88,6 +88,13 @@ def _bounds(seen: Inspection) -> Iterator[Insight]:
         f"kernels' time{margin}.",
         "sections: seconds of one launch, times its launches",
     )
+    if timed.host_seconds > _SAME * timed.seconds:
+        yield Insight(
+            "time",
+            f"The host takes {format_seconds(timed.host_seconds)} of a step ({timed.host_seconds / timed.seconds:.0%}) "
+            f"for the sequences beyond the first.",
+            "the target's sequence_seconds, times the batch less one",
+        )
     if timed.append_seconds > _SAME * timed.seconds:
         yield Insight(
             "time",

@@ -1,7 +1,7 @@
 """A schedule as a trace that ui.perfetto.dev opens: Chrome's trace-event format.
 
 A process is the devices of one pipeline stage, all alike; in it are tracks of kernels, collectives, launches, and of
-what is handed over or joins caches, and counters of HBM traffic and FLOPs. Times are microseconds.
+what is handed over, joins caches or is done by the host, and counters of HBM traffic and FLOPs. Times are microseconds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _TRACKS: dict[StepKind, tuple[int, str]] = {
     "launch": (3, "launches"),
     "handover": (4, "hand-over"),
     "append": (5, "caches"),
+    "host": (6, "host"),
 }
 _MICROSECONDS = 1e6
 

@@ -60,6 +60,7 @@ def _time_table(seen: Inspection) -> Table:
     for name, seconds in (
         ("hand-over between stages", timed.handover_seconds),
         ("keys and values into caches", timed.append_seconds),
+        ("host", timed.host_seconds),
     ):
         if seconds:
             rows.append((name, format_seconds(seconds), f"{seconds / timed.seconds:.1%}"))

@@ -26,7 +26,7 @@ def test_a_rack_gets_a_plan_that_is_checked_and_never_run(plait, rack_file: Path
     assert "expert x 150" in outcome.out
     assert "13.5 ms" in outcome.out
     data = json.loads((made / "manifest.json").read_bytes())
-    assert (data["format"], data["version"], data["plan_only"]) == ("plait-rack-plan", 1, True)
+    assert (data["format"], data["version"], data["plan_only"]) == ("plait-rack-plan", 2, True)
     checked = plait("check", made)
     assert (checked.code, checked.err) == (0, "")
     assert "856 fit in ddr, 150 asked for" in checked.out

@@ -54,15 +54,18 @@ def test_file_is_no_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path / "file")
 
 
-def test_a_manifest_of_the_format_before_is_read(bundle_path: Path) -> None:
+def test_manifests_of_the_formats_before_are_read(bundle_path: Path) -> None:
     manifest = json.loads((bundle_path / "manifest.json").read_text())
+    del manifest["target"]["compute"]["append_seconds"]
+    (bundle_path / "manifest.json").write_text(json.dumps({**manifest, "version": 5}))
+    assert open_bundle(bundle_path).manifest.target.compute.append_seconds == 0
     del manifest["routes"]
     (bundle_path / "manifest.json").write_text(json.dumps({**manifest, "version": 4}))
     assert open_bundle(bundle_path).manifest.routes == {}
 
 
 @pytest.mark.parametrize(
-    ("difference", "remedy"), [(1, "upgrade plait"), (-2, "bundle its models again")], ids=["newer", "older"]
+    ("difference", "remedy"), [(1, "upgrade plait"), (-3, "bundle its models again")], ids=["newer", "older"]
 )
 def test_another_format_says_what_to_do(bundle_path: Path, difference: int, remedy: str) -> None:
     manifest = json.loads((bundle_path / "manifest.json").read_text())

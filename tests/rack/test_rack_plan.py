@@ -218,7 +218,7 @@ def test_a_plan_goes_to_json_and_back(routed: RackPlan) -> None:
     ("data", "error", "says"),
     [
         (b"{", BundleIntegrityError, "is no plan of a rack"),
-        (b'{"version": 99}', BundleVersionError, "has version 99, this plait reads up to 1"),
+        (b'{"version": 99}', BundleVersionError, "has version 99, this plait reads up to 2"),
         (b'{"version": 1, "format": "plait-rack-plan"}', BundleIntegrityError, "Field required"),
     ],
     ids=["JSON", "version", "fields"],
