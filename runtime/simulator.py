@@ -48,7 +48,6 @@ from .events import (
     TransferFailed,
     TransferProgressed,
     Verify,
-    new_tuple,
 )
 from .memory_use import READING_INTERVAL_SECONDS
 from .pool_copies import GROUP_BLOCKS
@@ -139,7 +138,7 @@ class SimExecutor:
                 tokens = self._verify(step)
             case Embed():
                 pass
-        return seconds + more, new_tuple(StepDone, (step.step_id, tokens))
+        return seconds + more, StepDone(step.step_id, tokens)
 
     def evict(self) -> float:
         """Returns how long the engine takes to drop a model."""

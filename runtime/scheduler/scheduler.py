@@ -233,7 +233,7 @@ class Scheduler:
         if step.copy is not None:
             self._loaded(step, len(step.copy.copies))
             return []
-        return [*self._embedded(step)] if step.queue.pool is None else self._generated(step, tokens)
+        return [*(self._embedded(step) if step.queue.pool is None else self._generated(step, tokens))]
 
     def _loaded(self, step: StepInFlight, num_blocks: int) -> None:
         (job,) = step.jobs
@@ -255,11 +255,10 @@ class Scheduler:
                 self._state.forget(job)
                 yield Reply(job.id, finish_reason="stop", timing=job.timing())
 
-    def _generated(self, step: StepInFlight, tokens: tuple[tuple[int, ...], ...]) -> list[Action]:
+    def _generated(self, step: StepInFlight, tokens: tuple[tuple[int, ...], ...]) -> Iterator[Reply]:
         """Takes in what a step has computed and drawn for each job. Its loop is passed for every token there is."""
         queue, pool, shares = step.queue, step.queue.pool, step.queue.shares
         assert pool is not None, queue.entry.name
-        replies: list[Action] = []
         block_tokens, ends, is_prefill = pool.block_tokens, queue.entry.eos_token_ids, queue.last_phase == "prefill"
         for index, (job, num_tokens, drawn) in enumerate(zip(step.jobs, step.num_tokens, tokens, strict=True)):
             assert isinstance(job, GenerateJob), job
@@ -288,8 +287,7 @@ class Scheduler:
                 self._state.forget(job)
             elif is_prefill:
                 queue.advanced(job)
-            replies.append(new_tuple(Reply, (job.request.id, fresh, reason, None, "", job.last_timing or job.timing())))
-        return replies
+            yield new_tuple(Reply, (job.request.id, fresh, reason, None, "", job.last_timing or job.timing()))
 
     def _step_failed(self, step_id: int, message: str) -> Iterator[Action]:
         step = self._take_step(step_id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..events import Action, Decode, Embed, EmbedEntry, Prefill, new_tuple
+from ..events import Action, Decode, Embed, EmbedEntry, Prefill
 from ..jobs import EmbedJob, GenerateJob
 from ..model_queue import ModelQueue
 from .copies import BlockCopies
@@ -52,7 +52,7 @@ class StepPlanner:
         """Returns the next step, if any model has work."""
         hot = self._state.residency.is_hot
         for name, queue in self._state.turns.items():
-            if (queue.answering or queue.prompts or queue.has_work) and hot(name):
+            if (queue.answering or queue.prompts or queue.has_work) and hot(name):  # mostly without a call of it
                 return [self._embed(queue, now)] if queue.embedding else self._generate(queue, now)
         return []
 
@@ -77,10 +77,8 @@ class StepPlanner:
 
     def _due(self, queue: ModelQueue) -> list[GenerateJob]:
         """Returns the prompts that may have a chunk before the answers' next tokens, the oldest first."""
-        if not queue.prompts:
-            return []
         prompts = sorted(queue.prompts, key=order_of)
-        if not queue.answering or queue.last_phase == "decode":
+        if not prompts or not queue.answering or queue.last_phase == "decode":
             return prompts
         limit = self._most_tokens(queue)
         rest = queue.seconds_of_prompt(limit) - queue.prefill_seconds
@@ -117,7 +115,7 @@ class StepPlanner:
         configuration = queue.smallest("decode", batch=len(jobs)) or queue.longest("decode")
         entries = tuple([job.entry(1) for job in jobs])
         step_id = self._state.issue(queue, jobs, "decode", (1,) * len(jobs), now)
-        return new_tuple(Decode, (step_id, queue.entry.name, configuration, entries, max_steps))
+        return Decode(step_id, queue.entry.name, configuration, entries, max_steps)
 
     def _is_alone(self, queue: ModelQueue) -> bool:
         """Whether nothing but the answers of one model is to be decided about until something comes."""

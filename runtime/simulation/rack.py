@@ -26,7 +26,7 @@ from ...compiler.configuration import BLOCK_TOKENS, Configuration, Phase, ladder
 from ...compiler.rack.plan import DeviceBytes, ModelPlan, RackPlan, StepPlan
 from ...compiler.target import Link, Target
 from ...errors import ConfigurationError
-from ..events import Decode, Step, new_tuple
+from ..events import Decode, Step
 from .costs import StepSeconds
 from .machine import Machine
 
@@ -123,8 +123,7 @@ class _Priced:
             return StepSeconds(self._whole(shapes.phase, shapes.batch, shapes.new_tokens))
         entries = step.entries
         cached = sum([entry.start for entry in entries]) + len(entries)
-        growth = len(entries) * self._token_seconds
-        return new_tuple(StepSeconds, (self._decode(len(entries), cached), growth, 0.0))
+        return StepSeconds(self._decode(len(entries), cached), len(entries) * self._token_seconds)
 
     def watts(self, step: Step) -> float:
         """Returns what all devices draw, on average of the planned step that this one is most like."""

@@ -56,10 +56,13 @@ def test_sources_say_what_was_measured_and_what_was_not(name: str) -> None:
 
 def test_what_is_measured_has_no_efficiency_and_the_rest_stays() -> None:
     base = load_target("cpu")
-    compute = replace(base.compute, software_launch_seconds=1.0, append_seconds=2.0, efficiency=0.5)
+    compute = replace(
+        base.compute, software_launch_seconds=1.0, sequence_seconds=2.0, append_seconds=3.0, efficiency=0.5
+    )
     tiers = {"hbm": replace(base.tiers["hbm"], efficiency=0.5, reserved_bytes=7)}
     measured = calibrate(replace(base, compute=compute, tiers=tiers, power=Power(1.0, 2.0)), sizes=QUICK)
-    assert (measured.compute.software_launch_seconds, measured.compute.append_seconds) == (1.0, 2.0)
+    assert (measured.compute.software_launch_seconds, measured.compute.sequence_seconds) == (1.0, 2.0)
+    assert measured.compute.append_seconds == 3.0
     assert (measured.compute.efficiency, measured.tiers["hbm"].efficiency) == (1.0, 1.0)
     assert measured.tiers["hbm"].reserved_bytes == 7
     assert measured.power == Power(1.0, 2.0)

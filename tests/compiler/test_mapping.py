@@ -171,7 +171,8 @@ def test_a_step_adds_keys_and_values_to_its_caches_of_each_head_and_sequence_tha
 ) -> None:
     config = read_subject("smollm2-135m", base=Path()).config
     assert isinstance(config, DecoderConfig)
-    target = load_target("sn40l-8")
+    base = load_target("sn40l-8")
+    target = replace(base, compute=replace(base.compute, sequence_seconds=1e-4))
     shapes = Configuration("decode", 4, 1, 256)
     traced = trace_model(config, shapes, "bfloat16")
     divided = {(): ((), (), (), ()), ("x",): ((), (), ("x",), ()), ("y",): (("y",), (), (), ())}
@@ -182,7 +183,10 @@ def test_a_step_adds_keys_and_values_to_its_caches_of_each_head_and_sequence_tha
     found = schedule(traced, plan, sections, target, "bfloat16", configuration=shapes)
     count = 2 * config.num_layers * num_heads * num_sequences * (1 - 1 / shapes.batch)
     assert found.append_seconds == pytest.approx(target.compute.append_seconds * count)
-    assert sum(step.seconds for step in found.steps if step.kind == "append") == found.append_seconds
+    assert found.host_seconds == pytest.approx(3e-4)
+    last = {step.kind: step.seconds for step in found.steps[-2:]}
+    assert last == {"append": found.append_seconds, "host": found.host_seconds}
+    verify_schedule(found, sections)
 
 
 def test_a_wrong_schedule_is_found(node: Compilation) -> None:
