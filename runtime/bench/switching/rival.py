@@ -101,10 +101,10 @@ class Rival:
                 _wait_for(port, process)
                 yield url
             except ExecutionError as error:
-                log.seek(0)
-                lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_END_SECONDS)  # a connection is lost before its process is seen to have ended
+                log.seek(0)
+                lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
                 how = "" if process.returncode is None else f" (its process ended with {_code(process.returncode)})"
                 raise ExecutionError(f"{error}{how}; its log ends: {lines[-1] if lines else 'empty'}") from None
             finally:
